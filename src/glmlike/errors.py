@@ -1,0 +1,23 @@
+"""The errors a user can cause. Each message says what was found, what was expected, and what to do."""
+
+from __future__ import annotations
+
+
+class GlmLikeError(ValueError):
+    """Base of every error glmlike raises for bad input; the command line prints these as one sentence."""
+
+
+class SpecError(GlmLikeError):
+    """A decoder that cannot exist, or that nothing published uses."""
+
+
+class ConfigError(GlmLikeError):
+    """A config.json that names no known format, or that says what its format never does."""
+
+
+class CannotExpressError(SpecError):
+    """The target format has no way to say this decoder; the message names what, and the formats that can."""
+
+
+class CheckpointError(GlmLikeError):
+    """Files that are damaged, incomplete, contradictory or unsafe to read."""

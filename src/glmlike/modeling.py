@@ -1,0 +1,415 @@
+"""The one decoder of the GLM family and its heads, built from a GlmLikeConfig.
+
+Every layer is two residual branches: ``h = norm(x); x = x + post(f(h))`` with ``post`` the identity or an RMSNorm.
+Module and parameter names are LLaMA's. Shapes: B batch, T tokens, D hidden, V vocabulary.
+"""
+
+# No `from __future__ import annotations`: transformers reads `config: GlmLikeConfig` from the class annotations.
+from contextlib import contextmanager
+from os import PathLike
+from pickle import UnpicklingError
+from typing import Any, ClassVar
+
+import torch
+from safetensors import SafetensorError
+from torch import Tensor, nn
+from transformers.cache_utils import Cache, DynamicCache
+from transformers.configuration_utils import PreTrainedConfig
+from transformers.generation import GenerationMixin
+from transformers.masking_utils import create_causal_mask, create_sliding_window_causal_mask
+from transformers.modeling_layers import (
+    GenericForQuestionAnswering,
+    GenericForSequenceClassification,
+    GenericForTokenClassification,
+    GradientCheckpointingLayer,
+)
+from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast
+from transformers.modeling_utils import PreTrainedModel
+from transformers.utils import auto_docstring, can_return_tuple, logging
+from transformers.utils.generic import merge_with_config_defaults
+from transformers.utils.output_capturing import capture_outputs
+
+from glmlike.attention import GlmLikeAttention
+from glmlike.chat import ChatMixin
+from glmlike.configuration import ChatGLMConfig, GlmLikeConfig, as_native
+from glmlike.errors import CheckpointError, ConfigError
+from glmlike.feed_forward import GlmLikeMLP
+from glmlike.norms import GlmLikeRMSNorm
+from glmlike.rotary import GlmLikeRotaryEmbedding
+
+logger = logging.get_logger(__name__)
+
+
+class GlmLikeDecoderLayer(GradientCheckpointingLayer):
+    """An attention branch and a feed-forward branch, [B, T, D] to [B, T, D]."""
+
+    def __init__(self, config: GlmLikeConfig, layer_idx: int):
+        super().__init__()
+        self.hidden_size = config.hidden_size
+        self.self_attn = GlmLikeAttention(config, layer_idx)
+        self.mlp = GlmLikeMLP(config)
+        self.input_layernorm = GlmLikeRMSNorm(config.hidden_size, config.rms_norm_eps)
+        self.post_attention_layernorm = GlmLikeRMSNorm(config.hidden_size, config.rms_norm_eps)
+        self.sandwich = config.spec.residual == "sandwich"
+        if self.sandwich:
+            self.post_self_attn_layernorm = GlmLikeRMSNorm(config.hidden_size, config.rms_norm_eps)
+            self.post_mlp_layernorm = GlmLikeRMSNorm(config.hidden_size, config.rms_norm_eps)
+
+    def forward(
+        self,
+        hidden_states: Tensor,
+        attention_mask: Tensor | None = None,
+        position_embeddings: tuple[Tensor, Tensor] | None = None,
+        past_key_values: Cache | None = None,
+        **kwargs: Any,
+    ) -> Tensor:
+        residual = hidden_states
+        hidden_states = self.input_layernorm(hidden_states)
+        hidden_states, _ = self.self_attn(
+            hidden_states=hidden_states,
+            attention_mask=attention_mask,
+            position_embeddings=position_embeddings,
+            past_key_values=past_key_values,
+            **kwargs,
+        )
+        if self.sandwich:
+            hidden_states = self.post_self_attn_layernorm(hidden_states)
+        hidden_states = residual + hidden_states
+
+        residual = hidden_states
+        hidden_states = self.post_attention_layernorm(hidden_states)
+        hidden_states = self.mlp(hidden_states)
+        if self.sandwich:
+            hidden_states = self.post_mlp_layernorm(hidden_states)
+        return residual + hidden_states
+
+
+class GlmLikePreTrainedModel(PreTrainedModel):
+    """What all heads share: loading from any known format, saving in the native one.
+
+    ``from_pretrained`` takes a folder or Hub id in any of the formats glmlike, chatglm, glm, glm4, llama, qwen2, and
+    every argument transformers knows; ``generation="chatglm2"`` (or ``"chatglm3"``) answers what ``rope_ratio`` means
+    in the one case where no config field does. ``save_pretrained`` writes native names and a ``glmlike`` config,
+    whatever was loaded: a checkpoint that was read from fused matrices, then quantized, reloads exactly.
+    """
+
+    config: GlmLikeConfig
+    config_class = GlmLikeConfig
+    base_model_prefix = "model"
+    supports_gradient_checkpointing = True
+    _no_split_modules: ClassVar[list[str]] = ["GlmLikeDecoderLayer"]
+    _skip_keys_device_placement: ClassVar[list[str]] = ["past_key_values"]
+    _supports_flash_attn = True
+    _supports_sdpa = True
+    _supports_flex_attn = True
+    _can_compile_fullgraph = True
+    _supports_attention_backend = True
+    _can_record_outputs: ClassVar[dict[str, Any]] = {
+        "hidden_states": GlmLikeDecoderLayer,
+        "attentions": GlmLikeAttention,
+    }
+    # Tables of angles that old files carry; they are computed from the config (glm_lineage: ChatGLM2 to GLM-4, LLaMA).
+    _keys_to_ignore_on_load_unexpected: ClassVar[list[str]] = [r"rotary_(pos_)?emb\.inv_freq$"]
+
+    def __init__(self, config: PreTrainedConfig, *inputs: Any, **kwargs: Any):
+        super().__init__(as_native(config), *inputs, **kwargs)
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        pretrained_model_name_or_path: str | PathLike[str] | None,
+        *model_args: Any,
+        config: PreTrainedConfig | str | PathLike[str] | None = None,
+        generation: str | None = None,
+        **kwargs: Any,
+    ) -> Any:
+        """A model from any known format, on the fly; see the class for what is accepted.
+
+        Raises:
+            ConfigError: the config names no known format; or tensor-parallel / FSDP loading of fused matrices is asked
+                for, which would be silently wrong.
+            CheckpointError: a file is damaged, or lacks a tensor the decoder needs, or holds one it has no place for.
+        """
+        if kwargs.get("gguf_file") is not None:
+            raise ConfigError(
+                f"{kwargs['gguf_file']}: GGUF is read by transformers' own class of the architecture in it. Load it "
+                "there with quantization_config=GgufConfig(dequantize=True), save_pretrained, and load the new folder."
+            )
+        config = _resolve_config(pretrained_model_name_or_path, config, generation, kwargs)
+        return_info = kwargs.pop("output_loading_info", False)
+        where = "state_dict" if pretrained_model_name_or_path is None else str(pretrained_model_name_or_path)
+        with _one_sentence(where):
+            model, info = super().from_pretrained(
+                pretrained_model_name_or_path, *model_args, config=config, output_loading_info=True, **kwargs
+            )
+        _require_decoder(model, info, where)
+        _warn_about_cpu_float16(model, where)
+        return (model, info) if return_info else model
+
+    def save_pretrained(self, save_directory: str | PathLike[str], *args: Any, **kwargs: Any) -> Any:
+        """Write native tensor names and a ``glmlike`` config.json, whatever format was loaded.
+
+        Raises:
+            ValueError: ``save_original_format=True``; ``glmlike convert`` writes other formats, whole and checked.
+        """
+        if kwargs.pop("save_original_format", False):
+            raise ValueError(
+                "save_original_format=True: a glmlike model is always saved in native names (reversing a fused layout "
+                "after quantization corrupts it). Save, then `glmlike convert SRC DST --to FORMAT`."
+            )
+        return super().save_pretrained(save_directory, *args, save_original_format=False, **kwargs)
+
+
+@auto_docstring
+class GlmLikeModel(GlmLikePreTrainedModel):
+    def __init__(self, config: GlmLikeConfig):
+        super().__init__(config)
+        config = self.config
+        self.padding_idx = config.pad_token_id
+        self.vocab_size = config.vocab_size
+        self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size, self.padding_idx)
+        self.layers = nn.ModuleList([GlmLikeDecoderLayer(config, index) for index in range(config.num_hidden_layers)])
+        self.norm = GlmLikeRMSNorm(config.hidden_size, config.rms_norm_eps)
+        self.rotary_emb = GlmLikeRotaryEmbedding(config)
+        self.gradient_checkpointing = False
+        self.post_init()
+
+    @merge_with_config_defaults
+    @capture_outputs
+    @auto_docstring
+    def forward(
+        self,
+        input_ids: torch.LongTensor | None = None,
+        attention_mask: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        past_key_values: Cache | None = None,
+        inputs_embeds: torch.FloatTensor | None = None,
+        use_cache: bool | None = None,
+        **kwargs: Any,
+    ) -> BaseModelOutputWithPast:
+        if (input_ids is None) ^ (inputs_embeds is not None):
+            raise ValueError("You must specify exactly one of input_ids or inputs_embeds")
+        if inputs_embeds is None:
+            inputs_embeds = self.embed_tokens(input_ids)
+        if use_cache and past_key_values is None:
+            past_key_values = DynamicCache(config=self.config)
+        if position_ids is None:
+            seen = past_key_values.get_seq_length() if past_key_values is not None else 0
+            position_ids = (torch.arange(inputs_embeds.shape[1], device=inputs_embeds.device) + seen).unsqueeze(0)
+
+        masks = self._masks(attention_mask, inputs_embeds, past_key_values, position_ids)
+        hidden_states = inputs_embeds
+        position_embeddings = self.rotary_emb(hidden_states, position_ids)
+        layer_types = getattr(self.config, "layer_types", None) or ["full_attention"] * len(self.layers)
+        for layer, layer_type in zip(self.layers[: self.config.num_hidden_layers], layer_types, strict=False):
+            hidden_states = layer(
+                hidden_states,
+                attention_mask=masks[layer_type],
+                position_embeddings=position_embeddings,
+                past_key_values=past_key_values,
+                position_ids=position_ids,
+                use_cache=use_cache,
+                **kwargs,
+            )
+        hidden_states = self.norm(hidden_states)
+        return BaseModelOutputWithPast(last_hidden_state=hidden_states, past_key_values=past_key_values)
+
+    def _masks(
+        self, attention_mask: Any, inputs_embeds: Tensor, past_key_values: Cache | None, position_ids: Tensor
+    ) -> dict[str, Any]:
+        """The attention mask of each layer type in use; a dict (as `generate` prepares for a static cache) is kept."""
+        if isinstance(attention_mask, dict):
+            return attention_mask
+        arguments = {
+            "config": self.config,
+            "inputs_embeds": inputs_embeds,
+            "attention_mask": attention_mask,
+            "past_key_values": past_key_values,
+            "position_ids": position_ids,
+        }
+        types = set(getattr(self.config, "layer_types", None) or ["full_attention"])
+        makers = {"full_attention": create_causal_mask, "sliding_attention": create_sliding_window_causal_mask}
+        return {layer_type: makers[layer_type](**arguments) for layer_type in types}
+
+
+@auto_docstring
+class GlmLikeForCausalLM(GlmLikePreTrainedModel, GenerationMixin, ChatMixin):
+    _tied_weights_keys: ClassVar[dict[str, str]] = {"lm_head.weight": "model.embed_tokens.weight"}
+    _tp_plan: ClassVar[dict[str, str]] = {"lm_head": "colwise_gather_output"}
+    _pp_plan: ClassVar[dict[str, Any]] = {"lm_head": (["hidden_states"], ["logits"])}
+    _fsdp_plan: ClassVar[dict[str, str]] = {"lm_head": "keep_full_weight"}
+
+    def __init__(self, config: GlmLikeConfig):
+        super().__init__(config)
+        self.model = GlmLikeModel(self.config)
+        self.vocab_size = self.config.vocab_size
+        self.lm_head = nn.Linear(self.config.hidden_size, self.config.vocab_size, bias=False)
+        self.post_init()
+
+    @can_return_tuple
+    @auto_docstring
+    def forward(
+        self,
+        input_ids: torch.LongTensor | None = None,
+        attention_mask: Tensor | None = None,
+        position_ids: torch.LongTensor | None = None,
+        past_key_values: Cache | None = None,
+        inputs_embeds: torch.FloatTensor | None = None,
+        labels: torch.LongTensor | None = None,
+        use_cache: bool | None = None,
+        logits_to_keep: int | Tensor = 0,
+        **kwargs: Any,
+    ) -> CausalLMOutputWithPast:
+        outputs: BaseModelOutputWithPast = self.model(
+            input_ids=input_ids,
+            attention_mask=attention_mask,
+            position_ids=position_ids,
+            past_key_values=past_key_values,
+            inputs_embeds=inputs_embeds,
+            use_cache=use_cache,
+            **kwargs,
+        )
+        kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
+        logits = self.lm_head(outputs.last_hidden_state[:, kept, :])
+        loss = None
+        if labels is not None:
+            loss = self.loss_function(logits=logits, labels=labels, vocab_size=self.config.vocab_size, **kwargs)
+        return CausalLMOutputWithPast(
+            loss=loss,
+            logits=logits,
+            past_key_values=outputs.past_key_values,
+            hidden_states=outputs.hidden_states,
+            attentions=outputs.attentions,
+        )
+
+
+class GlmLikeForSequenceClassification(GenericForSequenceClassification, GlmLikePreTrainedModel):
+    """A linear score of the last token that is not padding: logits [B, num_labels]."""
+
+    def __init__(self, config: GlmLikeConfig):
+        super().__init__(as_native(config))
+
+
+class GlmLikeForTokenClassification(GenericForTokenClassification, GlmLikePreTrainedModel):
+    """A linear score of every token: logits [B, T, num_labels]."""
+
+    def __init__(self, config: GlmLikeConfig):
+        super().__init__(as_native(config))
+
+
+class GlmLikeForQuestionAnswering(GenericForQuestionAnswering, GlmLikePreTrainedModel):
+    """Start and end scores of an answer span: two logits [B, T]."""
+
+    def __init__(self, config: GlmLikeConfig):
+        super().__init__(as_native(config))
+
+
+def _chatglm_face(native: type[GlmLikePreTrainedModel], name: str, what: str) -> Any:
+    """The class that an original ``auto_map`` names; it loads and builds ``native``, config included."""
+
+    def from_pretrained(cls: Any, *args: Any, **kwargs: Any) -> Any:
+        return native.from_pretrained(*args, **kwargs)
+
+    def _from_config(cls: Any, config: PreTrainedConfig, /, **kwargs: Any) -> Any:
+        return native._from_config(as_native(config), **kwargs)
+
+    return type(
+        name,
+        (native,),
+        {
+            "__doc__": f"The name original ChatGLM repositories give {what}; makes a :class:`{native.__name__}`.",
+            "__module__": __name__,
+            "config_class": ChatGLMConfig,
+            "from_pretrained": classmethod(from_pretrained),
+            "_from_config": classmethod(_from_config),
+        },
+    )
+
+
+# In these repositories AutoModel means the language model with its head (auto_map: AutoModel ->
+# modeling_chatglm.ChatGLMForConditionalGeneration); the bare decoder is ChatGLMModel, by name.
+ChatGLMForConditionalGeneration = _chatglm_face(
+    GlmLikeForCausalLM, "ChatGLMForConditionalGeneration", "the language model"
+)
+ChatGLMForSequenceClassification = _chatglm_face(
+    GlmLikeForSequenceClassification, "ChatGLMForSequenceClassification", "the sequence classifier"
+)
+ChatGLMForTokenClassification = _chatglm_face(
+    GlmLikeForTokenClassification, "ChatGLMForTokenClassification", "a token classifier"
+)
+ChatGLMForQuestionAnswering = _chatglm_face(
+    GlmLikeForQuestionAnswering, "ChatGLMForQuestionAnswering", "an extractive question-answering model"
+)
+ChatGLMModel = _chatglm_face(GlmLikeModel, "ChatGLMModel", "the decoder without a head")
+
+
+_HUB_ARGUMENTS = ("cache_dir", "force_download", "local_files_only", "token", "revision", "proxies", "subfolder")
+_SHARDED_ARGUMENTS = ("distributed_config", "tp_plan", "tp_size")
+
+
+def _resolve_config(where: Any, config: Any, generation: str | None, kwargs: dict[str, Any]) -> Any:
+    """The native config where it is known or needed now; else None, and transformers reads it from the folder."""
+    sharded = [name for name in _SHARDED_ARGUMENTS if kwargs.get(name) is not None]
+    if isinstance(config, PreTrainedConfig):
+        config = as_native(config)
+    elif generation is not None or sharded:
+        hub = {name: kwargs[name] for name in _HUB_ARGUMENTS if name in kwargs}
+        config = GlmLikeConfig.from_pretrained(config or where, generation=generation, **hub)
+    if sharded and config.fused_format is not None:
+        raise ConfigError(
+            f"{where}: {sharded[0]} with a checkpoint in the {config.fused_format!r} layout: its fused matrices would "
+            f"be cut in the wrong places. First run `glmlike convert {where} DST --to glmlike`, then load DST."
+        )
+    return config
+
+
+@contextmanager
+def _one_sentence(where: str) -> Any:
+    """Turn the readers' failures on damaged or unsafe files into one CheckpointError that names the place."""
+    try:
+        yield
+    except SafetensorError as error:
+        raise CheckpointError(
+            f"{where}: a .safetensors file cannot be read ({error}); it is truncated or damaged. Download it again."
+        ) from error
+    except (UnpicklingError, EOFError) as error:
+        raise CheckpointError(
+            f"{where}: a .bin file is not a pickle of plain tensors ({str(error).splitlines()[0]}); nothing in it was "
+            "executed. Use a .safetensors copy, or download it again."
+        ) from error
+
+
+def _require_decoder(model: PreTrainedModel, info: dict[str, Any], where: str) -> None:
+    """Every decoder tensor was in the files, and none of its layers' tensors was left over.
+
+    A head that is not in the files (a classifier to be trained) stays transformers' warning.
+    """
+    heads = ("lm_head.", "score.", "qa_outputs.")
+    missing = sorted(key for key in info["missing_keys"] if not key.startswith(heads))
+    if missing:
+        raise CheckpointError(
+            f"{where}: {len(missing)} tensors of the decoder are in none of its files (first: {missing[0]!r}). The "
+            "download is incomplete or config.json is another model's; compare both with the original repository."
+        )
+    layers = model.config.num_hidden_layers
+    extra = sorted(key for key in info["unexpected_keys"] if _is_layer_tensor(key, layers))
+    if extra:
+        raise CheckpointError(
+            f"{where}: {len(extra)} tensors of its layers have no place in this decoder (first: {extra[0]!r}). "
+            "config.json describes another model than the weights; use the config that belongs to them."
+        )
+
+
+def _is_layer_tensor(key: str, layers: int) -> bool:
+    _, found, rest = key.partition("layers.")
+    index = rest.partition(".")[0]
+    adapter = "lora_" in key or "adapter" in key
+    return bool(found) and not adapter and index.isdigit() and int(index) < layers
+
+
+def _warn_about_cpu_float16(model: PreTrainedModel, where: str) -> None:
+    if model.dtype == torch.float16 and model.device.type == "cpu":
+        logger.warning_once(
+            f"{where}: loaded in its own float16, whose matrix products are about ten times slower than bfloat16 on a "
+            "CPU. Pass dtype=torch.bfloat16 (or float32)."
+        )

@@ -1,0 +1,151 @@
+"""Registration with transformers' Auto classes, as late as possible.
+
+Importing transformers' Auto classes costs seconds, so ``import glmlike`` does not do it. If they are loaded already,
+the classes are registered at once. Otherwise a finder at the front of ``sys.meta_path`` watches for them, registers
+when the outermost import of a transformers or glmlike module has finished (never in the middle of one, where names are
+missing), and removes itself. The finder finds nothing of its own and changes no module.
+"""
+
+from __future__ import annotations
+
+import sys
+import threading
+from collections.abc import Callable, Sequence
+from importlib.machinery import ModuleSpec
+from types import ModuleType
+from typing import Any
+
+_AUTO_CONFIG = "transformers.models.auto.configuration_auto"
+_AUTO_MODEL = "transformers.models.auto.modeling_auto"
+_done: set[str] = set()
+_lock = threading.RLock()
+_namespaces: list[ModuleType] = []
+
+
+def register() -> None:
+    """Make the Auto classes know glmlike's configs and models: now, or as soon as transformers loads them.
+
+    Safe to call any number of times, from any process (it is also the entry point vLLM calls in each of its workers).
+    """
+    _remember_namespace()
+    if _register_loaded():
+        return
+    if not any(isinstance(finder, _Watcher) for finder in sys.meta_path):
+        sys.meta_path.insert(0, _Watcher())
+
+
+def _register_loaded() -> bool:
+    """Register with what is fully loaded; whether nothing is left to do."""
+    with _lock:
+        for module, action in ((_AUTO_CONFIG, _register_configs), (_AUTO_MODEL, _register_models)):
+            if module not in _done and _is_loaded(module):
+                _done.add(module)
+                action()
+    return len(_done) == 2
+
+
+def _is_loaded(name: str) -> bool:
+    spec = getattr(sys.modules.get(name), "__spec__", None)
+    return spec is not None and not getattr(spec, "_initializing", False)
+
+
+def _register_configs() -> None:
+    from transformers import AutoConfig
+
+    from glmlike.configuration import ChatGLMConfig, GlmLikeConfig
+
+    for config in (GlmLikeConfig, ChatGLMConfig):
+        AutoConfig.register(config.model_type, config, exist_ok=True)
+        _publish(config)
+
+
+def _register_models() -> None:
+    from transformers.models.auto import modeling_auto
+
+    from glmlike import modeling
+    from glmlike.checkpoint import on_the_fly
+    from glmlike.configuration import ChatGLMConfig, GlmLikeConfig
+
+    _publish(GlmLikeConfig, ChatGLMConfig)
+
+    table = {
+        "AutoModel": ("GlmLikeModel", "ChatGLMForConditionalGeneration"),
+        "AutoModelForCausalLM": ("GlmLikeForCausalLM", "ChatGLMForConditionalGeneration"),
+        "AutoModelForSeq2SeqLM": (None, "ChatGLMForConditionalGeneration"),
+        "AutoModelForSequenceClassification": ("GlmLikeForSequenceClassification", "ChatGLMForSequenceClassification"),
+        "AutoModelForTokenClassification": ("GlmLikeForTokenClassification", "ChatGLMForTokenClassification"),
+        "AutoModelForQuestionAnswering": ("GlmLikeForQuestionAnswering", "ChatGLMForQuestionAnswering"),
+    }
+    for auto_name, names in table.items():
+        auto = getattr(modeling_auto, auto_name)
+        for config, name in zip((GlmLikeConfig, ChatGLMConfig), names, strict=True):
+            if name is not None:
+                auto.register(config, getattr(modeling, name), exist_ok=True)
+                _publish(getattr(modeling, name))
+    on_the_fly.register()
+
+
+def _publish(*classes: type) -> None:
+    """Set the classes on the ``transformers`` namespace: TRL, vLLM and SGLang resolve config.architectures there.
+
+    transformers may run its ``__init__`` twice (processing_utils does it) and then has two such namespaces, of which
+    importers hold one or the other; both get the classes.
+    """
+    _remember_namespace()
+    for namespace in _namespaces:
+        for published in classes:
+            setattr(namespace, published.__name__, published)
+
+
+def _remember_namespace() -> None:
+    namespace = sys.modules.get("transformers")
+    if namespace is not None and namespace not in _namespaces:
+        _namespaces.append(namespace)
+
+
+class _Watcher:
+    """A meta-path finder that only notices when the outermost import of a transformers or glmlike module ends."""
+
+    def __init__(self) -> None:
+        self._local = threading.local()
+
+    def find_spec(
+        self, name: str, path: Sequence[str] | None = None, target: ModuleType | None = None
+    ) -> ModuleSpec | None:
+        if not name.startswith(("transformers.", "glmlike.")):
+            return None
+        _remember_namespace()
+        spec = next(filter(None, (f.find_spec(name, path, target) for f in sys.meta_path if f is not self)), None)
+        if spec is not None and spec.loader is not None and hasattr(spec.loader, "exec_module"):
+            self._watch(spec.loader)
+        return spec
+
+    def _watch(self, loader: Any) -> None:
+        execute: Callable[[ModuleType], None] = loader.exec_module
+
+        def exec_module(module: ModuleType) -> None:
+            del loader.exec_module
+            outermost = getattr(self._local, "depth", 0) == 0
+            self._local.depth = getattr(self._local, "depth", 0) + 1
+            try:
+                execute(module)
+                if outermost:
+                    self._after(module)
+            finally:
+                self._local.depth -= 1
+
+        loader.exec_module = exec_module
+
+    def _after(self, module: ModuleType) -> None:
+        # This module has run to its end, but its spec says so only after exec_module returns.
+        spec = module.__spec__
+        initializing = getattr(spec, "_initializing", False)
+        if initializing:
+            spec._initializing = False  # type: ignore[union-attr]
+        try:
+            finished = _register_loaded()
+        finally:
+            if initializing:
+                spec._initializing = True  # type: ignore[union-attr]
+        if finished and self in sys.meta_path:
+            sys.meta_path.remove(self)
