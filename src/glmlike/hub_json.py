@@ -165,7 +165,7 @@ def _detect_chatglm(config: Config, where: str) -> Format:
 
 def _read_chatglm(config: Config, where: str, generation: Generation | None) -> DecoderSpec:
     for name, expected in _CHATGLM_FIXED.items():
-        if config.get(name, expected) != expected:
+        if _or(config.get(name), expected) != expected:
             raise ConfigError(
                 f"{where}: {name}={config[name]!r}; every published checkpoint has {expected!r} and nothing else is "
                 "supported. Correct the config or convert the checkpoint with its own tools first."
@@ -173,7 +173,7 @@ def _read_chatglm(config: Config, where: str, generation: Generation | None) -> 
     for name, what in (("quantization_bit", "pre-quantized weights"), ("pre_seq_len", "a P-tuning v2 prefix")):
         if config.get(name):
             raise ConfigError(f"{where}: {name}={config[name]!r}: {what}, which this version does not read.")
-    ratio = config.get("rope_ratio") or 1
+    ratio = _number(config.get("rope_ratio") or 1, "rope_ratio", where)
     theta = 10_000.0
     scaling: dict[str, Any] = {"rope_type": "default"}
     if ratio != 1 and _chatglm_generation(config, generation) == "chatglm2":
@@ -188,12 +188,12 @@ def _read_chatglm(config: Config, where: str, generation: Generation | None) -> 
         num_attention_heads=_need(config, "num_attention_heads", where),
         num_key_value_heads=_need(config, "multi_query_group_num", where),
         head_dim=_need(config, "kv_channels", where),
-        max_position_embeddings=config.get("seq_length", 32_768),
-        norm_eps=config.get("layernorm_epsilon", 1e-5),
+        max_position_embeddings=_or(config.get("seq_length"), 32_768),
+        norm_eps=_or(config.get("layernorm_epsilon"), 1e-5),
         rope_theta=theta,
         rope_scaling=freeze_rope(scaling),
-        qkv_bias=config.get("add_qkv_bias", False),
-        tie_word_embeddings=config.get("tie_word_embeddings", False),
+        qkv_bias=_or(config.get("add_qkv_bias"), False),
+        tie_word_embeddings=_or(config.get("tie_word_embeddings"), False),
     )
 
 
@@ -261,9 +261,9 @@ def _read_glmlike(config: Config, where: str, _: Generation | None) -> DecoderSp
         config,
         where,
         defaults={"partial_rotary_factor": 0.5, "rms_norm_eps": 1e-5, "max_position_embeddings": 131_072},
-        qkv_bias=config.get("attention_bias", True),
-        output_bias=config.get("attention_output_bias", False),
-        mlp_bias=config.get("mlp_bias", False),
+        qkv_bias=_or(config.get("attention_bias"), True),
+        output_bias=_or(config.get("attention_output_bias"), False),
+        mlp_bias=_or(config.get("mlp_bias"), False),
         layer_types=config.get("layer_types"),
         sliding_window=config.get("sliding_window"),
         **{name: config[name] for name in choices if name in config},
@@ -282,13 +282,13 @@ def _read_glm(config: Config, where: str, _: Generation | None) -> DecoderSpec:
             "num_key_value_heads": 2,
             "head_dim": 128,
         },
-        qkv_bias=config.get("attention_bias", True),
+        qkv_bias=_or(config.get("attention_bias"), True),
         residual="sandwich" if config["model_type"] == "glm4" else "pre",
     )
 
 
 def _read_llama(config: Config, where: str, _: Generation | None) -> DecoderSpec:
-    bias = config.get("attention_bias", False)
+    bias = _or(config.get("attention_bias"), False)
     return _read_llama_style(
         config,
         where,
@@ -297,7 +297,7 @@ def _read_llama(config: Config, where: str, _: Generation | None) -> DecoderSpec
         rotary_pairing="halves",
         qkv_bias=bias,
         output_bias=bias,
-        mlp_bias=config.get("mlp_bias", False),
+        mlp_bias=_or(config.get("mlp_bias"), False),
     )
 
 
@@ -323,7 +323,7 @@ def _qwen2_sliding(config: Config) -> tuple[tuple[str, ...] | None, int | None]:
     layers = config.get("num_hidden_layers", 0)
     if not isinstance(layers, int) or not 0 < layers < 10_000:
         return None, None  # the spec refuses the layer count itself
-    first = config.get("max_window_layers", 28)
+    first = _or(config.get("max_window_layers"), 28)
     derived = ["sliding_attention" if layer >= first else "full_attention" for layer in range(layers)]
     return tuple(config.get("layer_types") or derived), window
 
@@ -336,7 +336,7 @@ def _read_llama_style(
     force_full_rotary: bool = False,
     **choices: Any,
 ) -> DecoderSpec:
-    if config.get("hidden_act", "silu") not in ("silu", "swish"):
+    if _or(config.get("hidden_act"), "silu") not in ("silu", "swish"):
         raise ConfigError(
             f"{where}: hidden_act={config['hidden_act']!r}: expected 'silu' (SwiGLU), as in every published checkpoint."
         )
@@ -352,11 +352,11 @@ def _read_llama_style(
         num_key_value_heads=_or(config.get("num_key_value_heads"), defaults.get("num_key_value_heads", heads)),
         head_dim=_or(config.get("head_dim"), defaults.get("head_dim")) or head_dim(config, where),
         max_position_embeddings=_or(config.get("max_position_embeddings"), defaults["max_position_embeddings"]),
-        norm_eps=config.get("rms_norm_eps", defaults["rms_norm_eps"]),
+        norm_eps=_or(config.get("rms_norm_eps"), defaults["rms_norm_eps"]),
         partial_rotary_factor=1.0 if force_full_rotary else _or(factor, defaults.get("partial_rotary_factor", 1.0)),
-        rope_theta=float(_or(rope.get("rope_theta"), _or(config.get("rope_theta"), 10_000.0))),
+        rope_theta=_number(_or(rope.get("rope_theta"), _or(config.get("rope_theta"), 10_000.0)), "rope_theta", where),
         rope_scaling=freeze_rope(rope),
-        tie_word_embeddings=config.get("tie_word_embeddings", False),
+        tie_word_embeddings=_or(config.get("tie_word_embeddings"), False),
         **choices,
     )
 
@@ -429,7 +429,10 @@ def _without_partial_factor(config: dict[str, Any]) -> dict[str, Any]:
 
 def _rope(config: Config, where: str) -> dict[str, Any]:
     """Rope keys from ``rope_parameters`` (transformers 5) over ``rope_scaling`` (transformers 4)."""
-    rope = {**(config.get("rope_scaling") or {}), **(config.get("rope_parameters") or {})}
+    parts = [config.get(name) or {} for name in ("rope_scaling", "rope_parameters")]
+    if not all(isinstance(part, Mapping) for part in parts):
+        raise ConfigError(f"{where}: rope_scaling and rope_parameters must be objects, found {parts}.")
+    rope = {**parts[0], **parts[1]}
     if any(isinstance(value, Mapping) for value in rope.values()):
         raise ConfigError(f"{where}: rope_parameters differ by layer type, which no decoder of this family has.")
     return rope
@@ -458,6 +461,12 @@ def head_dim(config: Config, where: str) -> int:
             "Correct one of the two or add 'head_dim'."
         )
     return hidden // heads
+
+
+def _number(value: Any, name: str, where: str) -> float:
+    if not isinstance(value, (int, float)) or isinstance(value, bool):
+        raise ConfigError(f"{where}: {name}={value!r}: expected a number.")
+    return float(value)
 
 
 def _or(value: Any, default: Any) -> Any:

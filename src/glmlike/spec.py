@@ -46,6 +46,8 @@ _LIMITS: dict[str, int] = {
     "max_position_embeddings": 2**40,
 }
 _MAX_PARAMETERS = 2 * 10**13
+_NUMBERS = ("norm_eps", "partial_rotary_factor", "rope_theta")
+_SWITCHES = ("qkv_bias", "output_bias", "mlp_bias", "tie_word_embeddings")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -95,6 +97,7 @@ class DecoderSpec:
         if self.layer_types is not None:
             object.__setattr__(self, "layer_types", tuple(self.layer_types))
         _check_sizes(self)
+        _check_types(self)
         _check_choices(self)
         _check_heads(self)
         _check_rotary(self)
@@ -170,6 +173,17 @@ def _check_sizes(spec: DecoderSpec) -> None:
                 f"{name}={value}: larger than anything this decoder is for (limit {limit}). "
                 "The config is damaged or not a decoder's; nothing was allocated."
             )
+
+
+def _check_types(spec: DecoderSpec) -> None:
+    for name in _NUMBERS:
+        value = getattr(spec, name)
+        if not isinstance(value, (int, float)) or isinstance(value, bool):
+            raise SpecError(f"{name}={value!r}: expected a number.")
+    for name in _SWITCHES:
+        value = getattr(spec, name)
+        if not isinstance(value, bool):
+            raise SpecError(f"{name}={value!r}: expected true or false.")
     if not 0 < spec.norm_eps < 1:
         raise SpecError(f"norm_eps={spec.norm_eps!r}: expected a small positive number such as 1e-5.")
     if spec.num_parameters > _MAX_PARAMETERS:

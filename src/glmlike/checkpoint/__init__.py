@@ -1,0 +1,8 @@
+"""The checkpoint room: format tables, and what reads them: conversion, verification, loading on the fly."""
+
+from __future__ import annotations
+
+from glmlike.checkpoint.convert import ConversionReport, Detection, convert, detect, fingerprint, verify
+from glmlike.errors import CheckpointError
+
+__all__ = ["CheckpointError", "ConversionReport", "Detection", "convert", "detect", "fingerprint", "verify"]

@@ -1,2 +1,127 @@
-def register():
-    pass
+"""The format tables, compiled to transformers' loader: the one file that knows its API (5.16 to 5.23).
+
+One mapping serves all formats: their foreign names are disjoint or mean the same, and native names match no pattern and
+pass through. Patterns come from the rules; sizes come at load time from the spec of the model that is being filled.
+"""
+
+from __future__ import annotations
+
+import itertools
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from transformers.conversion_mapping import register_checkpoint_conversion_mapping
+from transformers.core_model_loading import ConversionOps, WeightConverter, WeightRenaming
+
+from glmlike.checkpoint.formats import TABLES
+from glmlike.checkpoint.rules import Rule
+from glmlike.errors import CheckpointError
+from glmlike.hub_json import Format, cannot_express
+from glmlike.spec import DecoderSpec
+
+
+def register() -> None:
+    """Give transformers the mapping for every model whose config says ``glmlike``; safe to repeat."""
+    register_checkpoint_conversion_mapping("glmlike", mapping(), overwrite=True)
+
+
+def mapping() -> list[Any]:
+    """Every rule of every format whose two sides differ, as a WeightRenaming or a WeightConverter."""
+    compiled: dict[tuple[tuple[str, ...], tuple[str, ...]], Any] = {}
+    for name, rule in _rules():
+        key = (rule.native, rule.foreign)
+        if rule.native != rule.foreign and key not in compiled:
+            compiled[key] = _compile(name, rule)
+    return list(compiled.values())
+
+
+def _rules() -> Iterator[tuple[Format, Rule]]:
+    """The rules of each format for every kind of spec it can express, heads untied (tying happens after loading)."""
+    switches = itertools.product(("pre", "sandwich"), (True, False), (True, False), (True, False), _PAIRINGS)
+    for residual, qkv, output, mlp, pairing in switches:
+        if (output and not qkv) or (residual == "sandwich" and (output or mlp)):
+            continue
+        spec = _TINY.replace(residual=residual, qkv_bias=qkv, output_bias=output, mlp_bias=mlp, **pairing)
+        for name, fmt in TABLES.items():
+            if not cannot_express(spec, name):
+                yield from ((name, rule) for rule in fmt.table(spec))
+
+
+_TINY = DecoderSpec(
+    vocab_size=8,
+    hidden_size=8,
+    intermediate_size=8,
+    num_hidden_layers=1,
+    num_attention_heads=2,
+    num_key_value_heads=1,
+    head_dim=4,
+)
+_PAIRINGS: tuple[dict[str, Any], ...] = (
+    {"rotary_pairing": "interleaved", "partial_rotary_factor": 0.5},
+    {"rotary_pairing": "halves", "partial_rotary_factor": 1.0},
+)
+
+
+def _compile(fmt: Format, rule: Rule) -> Any:
+    sources = [_source(name) for name in rule.foreign]
+    targets = [name.replace("{layer}", r"\1") for name in rule.native]
+    if len(sources) == len(targets) == 1:
+        return WeightRenaming(sources[0], targets[0])
+    return WeightConverter(sources, targets, [ApplyLayout(fmt, rule.native, rule.foreign)])
+
+
+def _source(name: str) -> str:
+    """A foreign name as an anchored pattern; files of a bare decoder leave the leading ``model.`` out."""
+    pattern = re.escape(name).replace(r"\{layer\}", r"(\d+)")
+    if name.startswith("model."):
+        pattern = r"(?:model\.)?" + pattern.removeprefix(r"model\.")
+    return f"^{pattern}$"
+
+
+@dataclass
+class ApplyLayout(ConversionOps):
+    """The layout of one rule, from foreign to native, with the sizes of the model's own spec."""
+
+    fmt: Format
+    native: tuple[str, ...]
+    foreign: tuple[str, ...]
+
+    def convert(
+        self, input_dict: dict[str, Any], source_patterns: list[str], target_patterns: list[str], **kwargs: Any
+    ) -> dict[str, Any]:
+        """The native tensors under their full names.
+
+        Raises:
+            CheckpointError: the rows are not this spec's, which is also what sharding on read leads to.
+        """
+        tensors = [found[0] if isinstance(found, list) else found for found in input_dict.values()]
+        prefix, layer = self._place(kwargs["full_layer_name"])
+        try:
+            parts = self._layout(kwargs["config"].spec).to_native(tensors)
+        except CheckpointError as error:
+            raise CheckpointError(
+                f"{self.foreign[0].format(layer=layer)}: {error}. Either config.json is another model's, or the tensor "
+                "was sharded while it was read, which a fused matrix does not survive: run `glmlike convert SRC DST "
+                "--to glmlike` and load DST."
+            ) from None
+        names = (name.removeprefix("model.").format(layer=layer) for name in self.native)
+        return {prefix + name: part for name, part in zip(names, parts, strict=True)}
+
+    @property
+    def reverse_op(self) -> ConversionOps:
+        """None: glmlike saves native names (`save_pretrained`) and writes other formats with `glmlike.convert`."""
+        raise NotImplementedError("glmlike writes foreign formats with glmlike.convert, not through save_pretrained.")
+
+    def _place(self, first: str) -> tuple[str, str]:
+        """What stands before ``layers.`` in the first native name, and the layer's number."""
+        relative = re.escape(self.native[0].removeprefix("model.")).replace(r"\{layer\}", r"(\d+)")
+        match = re.fullmatch(f"(.*?){relative}", first)
+        if match is None:
+            raise CheckpointError(f"{first}: expected a name like {self.native[0]}.")
+        return match[1], match[2]
+
+    def _layout(self, spec: DecoderSpec) -> Any:
+        rules = TABLES[self.fmt].table(spec.replace(tie_word_embeddings=False))
+        return next(rule.layout for rule in rules if (rule.native, rule.foreign) == (self.native, self.foreign))

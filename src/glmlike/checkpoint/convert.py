@@ -1,0 +1,242 @@
+"""Detect what a folder holds, convert it to another format, compare two folders: three readers of the same plan."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from glmlike.checkpoint.formats import TABLES, FormatTable
+from glmlike.checkpoint.layouts import same_bits
+from glmlike.checkpoint.rules import Rule, by_native, require_exact
+from glmlike.checkpoint.shards import Checkpoint, open_checkpoint, parse_size, whole_folder, write_shards
+from glmlike.errors import CheckpointError, ConfigError
+from glmlike.hub_json import FORMATS, Format, Generation, carried_fields, read_spec, write_config
+from glmlike.hub_json import detect as detect_config
+from glmlike.spec import DecoderSpec
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+# What belongs to a model besides config.json and weights, and travels with it. Never code.
+_COMPANIONS = (
+    *("generation_config.json", "tokenizer*", "special_tokens_map.json", "added_tokens.json", "chat_template*"),
+    *("*.model", "vocab*", "merges.txt", "LICENSE*", "README*", "additional_chat_templates"),
+)
+
+
+@dataclass(frozen=True)
+class Detection:
+    """What a folder is: its format, its decoder, its config.json and its (unread) tensors."""
+
+    folder: Path
+    format: Format
+    spec: DecoderSpec
+    config: dict[str, Any]
+    checkpoint: Checkpoint
+
+    @property
+    def table(self) -> FormatTable:
+        """The table of the folder's format."""
+        return TABLES[self.format]
+
+
+@dataclass(frozen=True)
+class ConversionReport:
+    """What a conversion did: both ends, the tensors and bytes written, the declared drops, and the seconds it took."""
+
+    source: Path
+    destination: Path
+    source_format: Format
+    target_format: Format
+    tensors: int
+    bytes: int
+    dropped: tuple[str, ...]
+    seconds: float
+
+
+def detect(folder: str | Path, *, generation: Generation | None = None) -> Detection:
+    """What ``folder`` holds, from the fields of its config.json, checked against every tensor's name and shape.
+
+    Raises:
+        ConfigError: config.json is absent, unreadable or of no known format.
+        CheckpointError: the weights are damaged, or are not what config.json describes.
+    """
+    folder = Path(folder)
+    checkpoint_config = _read_config(folder)
+    where = str(folder / "config.json")
+    fmt = detect_config(checkpoint_config, where)
+    spec = read_spec(checkpoint_config, where, generation=generation)
+    found = Detection(folder, fmt, spec, checkpoint_config, open_checkpoint(folder))
+    _check_names_and_shapes(found)
+    return found
+
+
+def _read_config(folder: Path) -> dict[str, Any]:
+    path = folder / "config.json"
+    try:
+        config = json.loads(path.read_text(encoding="utf8"))
+    except FileNotFoundError:
+        raise ConfigError(f"{path}: not there. Pass a checkpoint's folder, with its config.json.") from None
+    except (ValueError, RecursionError) as error:
+        raise ConfigError(f"{path}: not valid JSON ({error}). Download it again.") from None
+    if not isinstance(config, dict):
+        raise ConfigError(f"{path}: holds {type(config).__name__}, expected an object. Download it again.")
+    return config
+
+
+def _check_names_and_shapes(found: Detection) -> None:
+    expected = found.table.foreign_shapes(found.spec)
+    tensors = found.checkpoint.tensors
+    require_exact(expected, tensors.keys() - _set_aside(found), str(found.folder))
+    for name, shape in expected.items():
+        if tensors[name].shape != shape:
+            raise CheckpointError(
+                f"{tensors[name].file}: {name!r} has shape {list(tensors[name].shape)}, but config.json asks for "
+                f"{list(shape)}. Weights and config are of different models; use those that belong together."
+            )
+
+
+def _set_aside(found: Detection) -> set[str]:
+    """The tensors of the folder that are not converted: declared drops, and copies of another tensor."""
+    declared = found.table.dropped_names(found.spec) | found.table.copies(found.spec).keys()
+    return declared & found.checkpoint.tensors.keys()
+
+
+def convert(
+    src: str | Path,
+    dst: str | Path,
+    *,
+    to: Format,
+    generation: Generation | None = None,
+    max_shard_size: str | int = "5GB",
+) -> ConversionReport:
+    """Write the checkpoint in ``src`` to the new folder ``dst`` in the format ``to``, every number kept bit for bit.
+
+    config.json is written for the target; tokenizer, generation config, chat template, licence and card are copied;
+    code files are not. ``dst`` appears whole or not at all. ``generation`` is that of :func:`detect`.
+
+    Raises:
+        ConfigError, CheckpointError: ``src`` cannot be read as what it says it is.
+        CannotExpressError: ``to`` has no way to say this decoder.
+        ValueError: ``to`` or ``max_shard_size`` is not one.
+    """
+    started = time.perf_counter()
+    if to not in FORMATS:
+        raise ConfigError(f"to={to!r}: expected one of {', '.join(FORMATS)}.")
+    limit = parse_size(max_shard_size)
+    source = detect(src, generation=generation)
+    config = {**_undefaulted_tokens(to), **carried_fields(source.config), **write_config(source.spec, to)}
+    target = Path(dst)
+    with whole_folder(target, source.folder) as partial:
+        index = write_shards(partial, _foreign_tensors(source, TABLES[to]), limit)
+        (partial / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf8")
+        _copy_companions(source.folder, partial)
+    return ConversionReport(
+        source=source.folder,
+        destination=target,
+        source_format=source.format,
+        target_format=to,
+        tensors=len(index["weight_map"]),
+        bytes=index["metadata"]["total_size"],
+        dropped=tuple(sorted(_set_aside(source))),
+        seconds=time.perf_counter() - started,
+    )
+
+
+def _undefaulted_tokens(to: Format) -> dict[str, None]:
+    """transformers' own classes have token ids of one model as defaults; absent here must mean none there."""
+    return {} if to == "chatglm" else dict.fromkeys(("bos_token_id", "eos_token_id", "pad_token_id"))
+
+
+def native_tensors(found: Detection) -> Iterator[tuple[str, Tensor]]:
+    """Every native tensor of a folder, one step of the plan at a time.
+
+    Raises:
+        CheckpointError: a layout or a copy contradicts itself; the message names the tensor.
+    """
+    _check_copies(found)
+    for step in found.table.steps(found.spec):
+        yield from zip(step.native, _to_native(found, step), strict=True)
+
+
+def _to_native(found: Detection, step: Rule) -> list[Tensor]:
+    try:
+        return step.layout.to_native([found.checkpoint.read(name) for name in step.foreign])
+    except CheckpointError as error:
+        raise CheckpointError(f"{found.folder}: {step.foreign[0]!r}: {error}.") from None
+
+
+def _check_copies(found: Detection) -> None:
+    for copy, original in found.table.copies(found.spec).items():
+        read = found.checkpoint.read
+        if copy in found.checkpoint.tensors and not same_bits(read(copy), read(original)):
+            raise CheckpointError(
+                f"{found.folder}: config.json ties {copy!r} to {original!r}, but the files hold two different "
+                "tensors. Set tie_word_embeddings to false in config.json to keep both."
+            )
+
+
+def _foreign_tensors(source: Detection, target: FormatTable) -> Iterator[tuple[str, Tensor]]:
+    """Every tensor of the target format, made from the source step by step; a native tensor is let go once used."""
+    _check_copies(source)
+    makers = by_native(source.table.steps(source.spec))
+    ready: dict[str, Tensor] = {}
+    for step in target.steps(source.spec):
+        for name in step.native:
+            if name not in ready:
+                maker = makers[name]
+                ready.update(zip(maker.native, _to_native(source, maker), strict=True))
+        yield from zip(step.foreign, step.layout.to_foreign([ready.pop(name) for name in step.native]), strict=True)
+
+
+def _copy_companions(source: Path, target: Path) -> None:
+    paths = {path for pattern in _COMPANIONS for path in source.glob(pattern) if path.suffix not in (".py", ".pyc")}
+    for path in sorted(paths):
+        if path.is_dir():
+            shutil.copytree(path, target / path.name, ignore=shutil.ignore_patterns("*.py", "*.pyc"))
+        elif path.name == "tokenizer_config.json":
+            fields = json.loads(path.read_text(encoding="utf8"))
+            fields.pop("auto_map", None)  # names code files, which are not copied
+            text = json.dumps(fields, indent=2, ensure_ascii=False) + "\n"
+            (target / path.name).write_text(text, encoding="utf8")
+        else:
+            shutil.copyfile(path, target / path.name)
+
+
+def fingerprint(folder: str | Path, *, generation: Generation | None = None) -> dict[str, str]:
+    """The sha256 of every native tensor of a folder of any format, with dtype and shape: equal means the same model."""
+    found = detect(folder, generation=generation)
+    return {name: _hash(tensor) for name, tensor in native_tensors(found)}
+
+
+def _hash(tensor: Tensor) -> str:
+    import torch
+
+    digest = hashlib.sha256(f"{tensor.dtype} {tuple(tensor.shape)}".encode())
+    digest.update(tensor.contiguous().reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()
+
+
+def verify(left: str | Path, right: str | Path, *, generation: Generation | None = None) -> int:
+    """Two folders, of the same or of different formats, hold the same decoder and the same numbers.
+
+    Returns the number of native tensors compared.
+
+    Raises:
+        CheckpointError: the first difference, in the spec or in a tensor.
+    """
+    specs = detect(left, generation=generation).spec.differences(detect(right, generation=generation).spec)
+    if specs:
+        raise CheckpointError(f"{left} and {right} describe different decoders: {specs}.")
+    mine, theirs = fingerprint(left, generation=generation), fingerprint(right, generation=generation)
+    require_exact(mine, theirs, str(right))
+    for name, digest in mine.items():
+        if theirs[name] != digest:
+            raise CheckpointError(f"{left} and {right} differ in {name!r} (sha256 of dtype, shape and bytes).")
+    return len(mine)

@@ -1,0 +1,113 @@
+"""Layouts: pairs of inverse functions between native tensors and the foreign tensors that hold the same numbers.
+
+A layout knows no names, specs or files. Next to the two functions on tensors stand the same two on shapes, so that a
+plan is checked against file headers before a byte is read. Layouts return views where they can and never change dtype.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Protocol
+
+from glmlike.errors import CheckpointError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+Shape = tuple[int, ...]
+
+
+def same_bits(left: Tensor, right: Tensor) -> bool:
+    """Whether two tensors are equal to the bit: NaN equals itself, zero differs from negative zero."""
+    import torch
+
+    if left.dtype != right.dtype or left.shape != right.shape:
+        return False
+    return torch.equal(left.contiguous().view(torch.uint8), right.contiguous().view(torch.uint8))
+
+
+class Layout(Protocol):
+    """How ``natives`` native tensors and ``foreigns`` foreign tensors hold the same numbers."""
+
+    @property
+    def natives(self) -> int:
+        """How many native tensors there are."""
+
+    @property
+    def foreigns(self) -> int:
+        """How many foreign tensors there are."""
+
+    def to_native(self, foreign: Sequence[Tensor]) -> list[Tensor]:
+        """The native tensors. Raises CheckpointError when the foreign ones cannot have come from this layout."""
+
+    def to_foreign(self, native: Sequence[Tensor]) -> list[Tensor]:
+        """The foreign tensors; the inverse of ``to_native``, bit for bit."""
+
+    def foreign_shapes(self, native: Sequence[Shape]) -> list[Shape]:
+        """The shapes ``to_foreign`` gives for native tensors of these shapes."""
+
+
+@dataclass(frozen=True)
+class Same:
+    """One foreign tensor is one native tensor."""
+
+    natives = 1
+    foreigns = 1
+
+    def to_native(self, foreign: Sequence[Tensor]) -> list[Tensor]:
+        return list(foreign)
+
+    def to_foreign(self, native: Sequence[Tensor]) -> list[Tensor]:
+        return list(native)
+
+    def foreign_shapes(self, native: Sequence[Shape]) -> list[Shape]:
+        return list(native)
+
+
+@dataclass(frozen=True)
+class Fused:
+    """One foreign tensor holds the native ones end to end along dimension 0: rows ``[q; k; v]``."""
+
+    sizes: tuple[int, ...]
+    foreigns = 1
+
+    @property
+    def natives(self) -> int:
+        return len(self.sizes)
+
+    def to_native(self, foreign: Sequence[Tensor]) -> list[Tensor]:
+        (whole,) = foreign
+        if whole.shape[0] != sum(self.sizes):
+            raise CheckpointError(
+                f"found {whole.shape[0]} rows, expected {' + '.join(map(str, self.sizes))} = {sum(self.sizes)}"
+            )
+        return list(whole.split(self.sizes))  # type: ignore[no-untyped-call]
+
+    def to_foreign(self, native: Sequence[Tensor]) -> list[Tensor]:
+        import torch
+
+        return [torch.cat(list(native))]
+
+    def foreign_shapes(self, native: Sequence[Shape]) -> list[Shape]:
+        return [(sum(shape[0] for shape in native), *native[0][1:])]
+
+
+@dataclass(frozen=True)
+class Repeated:
+    """One native tensor is stored ``foreigns`` times: a tied head in a format that always stores one."""
+
+    foreigns: int
+    natives = 1
+
+    def to_native(self, foreign: Sequence[Tensor]) -> list[Tensor]:
+        first, *rest = foreign
+        if not all(same_bits(first, other) for other in rest):
+            raise CheckpointError(f"found {self.foreigns} different tensors, expected {self.foreigns} copies of one")
+        return [first]
+
+    def to_foreign(self, native: Sequence[Tensor]) -> list[Tensor]:
+        return list(native) * self.foreigns
+
+    def foreign_shapes(self, native: Sequence[Shape]) -> list[Shape]:
+        return list(native) * self.foreigns

@@ -1,0 +1,43 @@
+"""The native names and shapes of every tensor a spec has."""
+
+from __future__ import annotations
+
+from glmlike.spec import DecoderSpec
+
+LAYER = "model.layers.{layer}."
+
+
+def native_patterns(spec: DecoderSpec) -> dict[str, tuple[int, ...]]:
+    """Each native name, ``{layer}`` unfilled, with its shape; a tied head is not a tensor of its own."""
+    hidden, queries, keys, inner = spec.hidden_size, spec.query_size, spec.key_value_size, spec.intermediate_size
+    norms = ["input_layernorm", "post_attention_layernorm"]
+    if spec.residual == "sandwich":
+        norms += ["post_self_attn_layernorm", "post_mlp_layernorm"]
+    matrices = {
+        "self_attn.q_proj": (queries, hidden, spec.qkv_bias),
+        "self_attn.k_proj": (keys, hidden, spec.qkv_bias),
+        "self_attn.v_proj": (keys, hidden, spec.qkv_bias),
+        "self_attn.o_proj": (hidden, queries, spec.output_bias),
+        "mlp.gate_proj": (inner, hidden, spec.mlp_bias),
+        "mlp.up_proj": (inner, hidden, spec.mlp_bias),
+        "mlp.down_proj": (hidden, inner, spec.mlp_bias),
+    }
+    found: dict[str, tuple[int, ...]] = {"model.embed_tokens.weight": (spec.vocab_size, hidden)}
+    found |= {f"{LAYER}{norm}.weight": (hidden,) for norm in norms}
+    for name, (rows, columns, bias) in matrices.items():
+        found[f"{LAYER}{name}.weight"] = (rows, columns)
+        if bias:
+            found[f"{LAYER}{name}.bias"] = (rows,)
+    found["model.norm.weight"] = (hidden,)
+    if not spec.tie_word_embeddings:
+        found["lm_head.weight"] = (spec.vocab_size, hidden)
+    return found
+
+
+def native_shapes(spec: DecoderSpec) -> dict[str, tuple[int, ...]]:
+    """Each native name with its shape: what ``state_dict()`` of the model built from ``spec`` has."""
+    return {
+        pattern.format(layer=layer): shape
+        for pattern, shape in native_patterns(spec).items()
+        for layer in (range(spec.num_hidden_layers) if LAYER in pattern else (0,))
+    }

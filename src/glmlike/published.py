@@ -1,0 +1,164 @@
+"""The decoders that were published, by the name of their checkpoint: what each generation is, in one place.
+
+Numbers are those of the published config.json files (a test compares them with the originals).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from glmlike.hub_json import FORMATS, Format, cannot_express
+from glmlike.spec import DecoderSpec
+
+_CHATGLM: dict[str, Any] = {
+    "vocab_size": 65_024,
+    "hidden_size": 4096,
+    "intermediate_size": 13_696,
+    "num_hidden_layers": 28,
+    "num_attention_heads": 32,
+    "num_key_value_heads": 2,
+    "head_dim": 128,
+}
+_GLM4: dict[str, Any] = {**_CHATGLM, "vocab_size": 151_552, "num_hidden_layers": 40, "norm_eps": 1.5625e-7}
+_GLM4_0414: dict[str, Any] = {**_GLM4, "norm_eps": 1e-5, "residual": "sandwich", "max_position_embeddings": 32_768}
+_HALVES: dict[str, Any] = {"rotary_pairing": "halves", "partial_rotary_factor": 1.0}
+_LLAMA3: dict[str, Any] = {
+    **_HALVES,
+    "vocab_size": 128_256,
+    "hidden_size": 4096,
+    "intermediate_size": 14_336,
+    "num_hidden_layers": 32,
+    "num_attention_heads": 32,
+    "num_key_value_heads": 8,
+    "head_dim": 128,
+    "rope_theta": 500_000.0,
+    "qkv_bias": False,
+}
+_LLAMA3_SCALING = (
+    ("high_freq_factor", 4.0),
+    ("low_freq_factor", 1.0),
+    ("original_max_position_embeddings", 8192),
+    ("rope_type", "llama3"),
+)
+_QWEN2: dict[str, Any] = {
+    **_HALVES,
+    "max_position_embeddings": 32_768,
+    "norm_eps": 1e-6,
+    "rope_theta": 1_000_000.0,
+}
+
+
+@dataclass(frozen=True)
+class Published:
+    """A published decoder: the format of its files and its spec."""
+
+    format: Format
+    spec: DecoderSpec
+
+    @property
+    def converts_to(self) -> list[Format]:
+        """The formats that can say this decoder, its own first."""
+        able = [fmt for fmt in FORMATS if not cannot_express(self.spec, fmt)]
+        return sorted(able, key=lambda fmt: fmt != self.format)
+
+
+PUBLISHED: dict[str, Published] = {
+    "chatglm2-6b": Published("chatglm", DecoderSpec(**_CHATGLM, max_position_embeddings=32_768)),
+    "codegeex2-6b": Published("chatglm", DecoderSpec(**_CHATGLM, max_position_embeddings=8192)),
+    "chatglm3-6b": Published("chatglm", DecoderSpec(**_CHATGLM, max_position_embeddings=8192)),
+    "chatglm3-6b-32k": Published(
+        "chatglm", DecoderSpec(**_CHATGLM, max_position_embeddings=32_768, rope_theta=500_000.0)
+    ),
+    "glm-4-9b": Published("chatglm", DecoderSpec(**_GLM4, max_position_embeddings=8192)),
+    "glm-4-9b-chat": Published("chatglm", DecoderSpec(**_GLM4, rope_theta=5_000_000.0)),
+    "glm-4-9b-chat-1m": Published(
+        "chatglm",
+        DecoderSpec(**{**_GLM4, "num_key_value_heads": 4}, max_position_embeddings=1_048_576, rope_theta=100_000_000.0),
+    ),
+    "glm-4-9b-chat-hf": Published("glm", DecoderSpec(**_GLM4, rope_theta=5_000_000.0)),
+    "glm-edge-1.5b": Published(
+        "glm",
+        DecoderSpec(
+            vocab_size=59_264,
+            hidden_size=2048,
+            intermediate_size=6144,
+            num_hidden_layers=28,
+            num_attention_heads=16,
+            num_key_value_heads=4,
+            head_dim=128,
+            max_position_embeddings=8192,
+            partial_rotary_factor=1.0,
+            qkv_bias=False,
+            tie_word_embeddings=True,
+        ),
+    ),
+    "glm-4-9b-0414": Published("glm4", DecoderSpec(**_GLM4_0414)),
+    "glm-z1-32b-0414": Published(
+        "glm4",
+        DecoderSpec(
+            **{
+                **_GLM4_0414,
+                "hidden_size": 6144,
+                "intermediate_size": 23_040,
+                "num_hidden_layers": 61,
+                "num_attention_heads": 48,
+                "qkv_bias": False,
+            }
+        ),
+    ),
+    "llama-3-8b": Published("llama", DecoderSpec(**_LLAMA3, max_position_embeddings=8192)),
+    "llama-3.1-8b": Published("llama", DecoderSpec(**_LLAMA3, rope_scaling=(("factor", 8.0), *_LLAMA3_SCALING))),
+    "llama-3.2-1b": Published(
+        "llama",
+        DecoderSpec(
+            **{**_LLAMA3, "hidden_size": 2048, "intermediate_size": 8192, "num_hidden_layers": 16, "head_dim": 64},
+            rope_scaling=(("factor", 32.0), *_LLAMA3_SCALING),
+            tie_word_embeddings=True,
+        ),
+    ),
+    "qwen2.5-7b": Published(
+        "qwen2",
+        DecoderSpec(
+            **_QWEN2,
+            vocab_size=152_064,
+            hidden_size=3584,
+            intermediate_size=18_944,
+            num_hidden_layers=28,
+            num_attention_heads=28,
+            num_key_value_heads=4,
+            head_dim=128,
+        ),
+    ),
+    "qwen2.5-0.5b": Published(
+        "qwen2",
+        DecoderSpec(
+            **_QWEN2,
+            vocab_size=151_936,
+            hidden_size=896,
+            intermediate_size=4864,
+            num_hidden_layers=24,
+            num_attention_heads=14,
+            num_key_value_heads=2,
+            head_dim=64,
+            tie_word_embeddings=True,
+        ),
+    ),
+}
+"""One entry for each decoder that differs; fine-tunes (LongWriter, CodeGeeX4, …) read as their base does."""
+
+
+def support_table() -> str:
+    """The README's table, from the specs: what each generation is and where its checkpoints can go."""
+    rows = ["| checkpoint | files | parameters | layer | rotary | q, k, v bias | converts to |", "|" + "---|" * 7]
+    for name, entry in PUBLISHED.items():
+        spec = entry.spec
+        rotary = f"{spec.partial_rotary_factor:g} of the head, {spec.rotary_pairing}, base {spec.rope_theta:g}"
+        scaling = "" if spec.rope_type == "default" else f", {spec.rope_type}"
+        targets = ", ".join(f"`{fmt}`" for fmt in entry.converts_to if fmt != entry.format)
+        bias = "yes" if spec.qkv_bias else "no"
+        rows.append(
+            f"| {name} | `{entry.format}` | {spec.num_parameters / 1e9:.2f} B | {spec.residual} | {rotary}{scaling} "
+            f"| {bias} | {targets} |"
+        )
+    return "\n".join(rows)
