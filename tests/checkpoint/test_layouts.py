@@ -1,0 +1,63 @@
+"""Contract 1, layout by layout: to_foreign and to_native undo each other bit for bit, and shapes say the same."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from glmlike.checkpoint.layouts import Fused, Layout, Repeated, Same, same_bits
+from glmlike.errors import CheckpointError
+
+DTYPES = st.sampled_from([torch.float32, torch.float16, torch.bfloat16, torch.float64, torch.int8])
+
+
+def random_tensor(shape: tuple[int, ...], dtype: torch.dtype, seed: int) -> torch.Tensor:
+    """Random bits, so that NaN payloads and negative zeros are among the values."""
+    generator = torch.Generator().manual_seed(seed)
+    size = torch.empty(0, dtype=dtype).element_size()
+    raw = torch.randint(0, 256, (*shape[:-1], shape[-1] * size), generator=generator, dtype=torch.uint8)
+    return raw.view(dtype)
+
+
+@st.composite
+def cases(draw: st.DrawFn) -> tuple[Layout, list[torch.Tensor]]:
+    dtype, columns, seed = draw(DTYPES), draw(st.integers(1, 5)), draw(st.integers(0, 99))
+    rows = draw(st.lists(st.integers(1, 6), min_size=1, max_size=4))
+    layout = draw(st.sampled_from([Same(), Fused(tuple(rows)), Repeated(2), Repeated(3)]))
+    sizes = rows if isinstance(layout, Fused) else rows[:1]
+    return layout, [random_tensor((size, columns), dtype, seed + i) for i, size in enumerate(sizes)]
+
+
+@given(cases())
+def test_native_to_foreign_and_back_is_the_identity(case: tuple[Layout, list[torch.Tensor]]) -> None:
+    layout, native = case
+    foreign = layout.to_foreign(native)
+    assert len(native) == layout.natives
+    assert len(foreign) == layout.foreigns
+    assert all(map(same_bits, layout.to_native(foreign), native))
+    assert [tuple(tensor.shape) for tensor in foreign] == layout.foreign_shapes([tuple(t.shape) for t in native])
+
+
+@given(st.lists(st.integers(1, 6), min_size=1, max_size=4), DTYPES)
+def test_fused_to_native_and_back_is_the_identity(sizes: list[int], dtype: torch.dtype) -> None:
+    whole = random_tensor((sum(sizes), 3), dtype, 1)
+    layout = Fused(tuple(sizes))
+    assert same_bits(layout.to_foreign(layout.to_native([whole]))[0], whole)
+
+
+def test_splitting_rows_copies_nothing() -> None:
+    whole = torch.randn(6, 4)
+    parts = Fused((3, 2, 1)).to_native([whole])
+    assert {part.untyped_storage().data_ptr() for part in parts} == {whole.untyped_storage().data_ptr()}
+
+
+def test_a_fused_tensor_of_other_rows_is_refused() -> None:
+    with pytest.raises(CheckpointError, match=r"found 5 rows, expected 3 \+ 1 = 4"):
+        Fused((3, 1)).to_native([torch.zeros(5, 2)])
+
+
+def test_copies_that_differ_are_refused() -> None:
+    with pytest.raises(CheckpointError, match="2 different tensors"):
+        Repeated(2).to_native([torch.zeros(2), torch.ones(2)])

@@ -1,0 +1,71 @@
+"""Small decoders of every family: the rows that the contracts are parametrized over."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from glmlike.hub_json import Format
+from glmlike.spec import DecoderSpec
+
+_SIZES: dict[str, Any] = {
+    "vocab_size": 96,
+    "hidden_size": 64,
+    "intermediate_size": 96,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 16,
+    "max_position_embeddings": 256,
+}
+_HALVES: dict[str, Any] = {"rotary_pairing": "halves", "partial_rotary_factor": 1.0}
+_LLAMA3_ROPE = {
+    "rope_type": "llama3",
+    "factor": 8.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 64,
+}
+
+
+def _spec(**fields: Any) -> DecoderSpec:
+    return DecoderSpec(**{**_SIZES, **fields})
+
+
+SPECS: dict[str, DecoderSpec] = {
+    "chatglm2": _spec(),
+    "chatglm2-32k": _spec(rope_scaling={"rope_type": "linear", "factor": 4.0}),
+    "chatglm3-32k": _spec(rope_theta=500_000.0),
+    "glm-4-9b": _spec(norm_eps=1.5625e-7, rope_theta=5_000_000.0),
+    "glm-edge": _spec(partial_rotary_factor=1.0, qkv_bias=False, tie_word_embeddings=True),
+    "glm-4-0414": _spec(residual="sandwich"),
+    "glm-z1-32b": _spec(residual="sandwich", qkv_bias=False),
+    "llama-3": _spec(**_HALVES, qkv_bias=False, rope_theta=500_000.0),
+    "llama-3.1": _spec(**_HALVES, qkv_bias=False, rope_scaling=_LLAMA3_ROPE),
+    "llama-3.2": _spec(**_HALVES, qkv_bias=False, tie_word_embeddings=True),
+    "llama-biased": _spec(**_HALVES, output_bias=True, mlp_bias=True),
+    "qwen2.5": _spec(**_HALVES, norm_eps=1e-6),
+    "qwen2.5-tied": _spec(**_HALVES, tie_word_embeddings=True),
+    "qwen2-sliding": _spec(
+        **_HALVES, sliding_window=4, layer_types=("full_attention", "sliding_attention", "sliding_attention")
+    ),
+    "tied-recipe": _spec(tie_word_embeddings=True),
+}
+
+FAMILY: dict[str, Format] = {
+    "chatglm2": "chatglm",
+    "chatglm2-32k": "chatglm",
+    "chatglm3-32k": "chatglm",
+    "glm-4-9b": "glm",
+    "glm-edge": "glm",
+    "glm-4-0414": "glm4",
+    "glm-z1-32b": "glm4",
+    "llama-3": "llama",
+    "llama-3.1": "llama",
+    "llama-3.2": "llama",
+    "llama-biased": "llama",
+    "qwen2.5": "qwen2",
+    "qwen2.5-tied": "qwen2",
+    "qwen2-sliding": "qwen2",
+    "tied-recipe": "glmlike",
+}
+"""The format each family's checkpoints are published in."""

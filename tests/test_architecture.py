@@ -1,0 +1,105 @@
+"""The rooms keep to their imports, and importing the package stays light."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+SOURCE = Path(__file__).parents[1] / "src" / "glmlike"
+STANDARD = set(sys.stdlib_module_names)
+
+# room -> (what it may import beyond the standard library, also inside functions)
+MAY: dict[str, set[str]] = {
+    "errors": set(),
+    "spec": {"glmlike.errors"},
+    "hub_json": {"glmlike.errors", "glmlike.spec"},
+    "published": {"glmlike.hub_json", "glmlike.spec"},
+    "configuration": {
+        "glmlike",
+        "glmlike.hub_json",
+        "glmlike.errors",
+        "glmlike.spec",
+        "transformers",
+        "huggingface_hub",
+    },
+    "norms": {"torch", "transformers"},
+    "feed_forward": {"torch", "transformers", "glmlike.configuration"},
+    "rotary": {"torch", "transformers", "glmlike.configuration"},
+    "attention": {"torch", "transformers", "glmlike.configuration", "glmlike.rotary"},
+    "chat": {"transformers"},
+    "modeling": {
+        *("torch", "transformers", "safetensors"),
+        *("glmlike.attention", "glmlike.chat", "glmlike.configuration", "glmlike.errors", "glmlike.feed_forward"),
+        *("glmlike.norms", "glmlike.rotary"),
+    },
+    "checkpoint/layouts": {"torch", "glmlike.errors"},
+    "checkpoint/rules": {"glmlike.errors", "glmlike.checkpoint.layouts"},
+    "checkpoint/on_the_fly": {
+        *("torch", "transformers", "glmlike.errors", "glmlike.spec", "glmlike.checkpoint.rules"),
+        *("glmlike.checkpoint.formats", "glmlike.checkpoint.layouts", "glmlike.hub_json"),
+    },
+}
+FORMATS_MAY = {
+    *("glmlike.spec", "glmlike.hub_json", "glmlike.checkpoint.rules", "glmlike.checkpoint.layouts"),
+    "glmlike.checkpoint.native",
+}
+
+
+def imports(path: Path) -> set[str]:
+    """Every module a file imports anywhere: glmlike's by full name, others by their top package."""
+    found: set[str] = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf8"))):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: relative import"
+            names = {f"{node.module}.{alias.name}" for alias in node.names}
+            modules = {name for name in names if _is_module(name)}
+            found |= modules or {str(node.module)}
+    return {name if name.startswith("glmlike") else name.split(".")[0] for name in found} - STANDARD
+
+
+def _is_module(name: str) -> bool:
+    if not name.startswith("glmlike."):
+        return False
+    path = SOURCE.joinpath(*name.split(".")[1:])
+    return path.is_dir() or path.with_suffix(".py").exists()
+
+
+@pytest.mark.parametrize("room", MAY)
+def test_room_imports_only_what_it_may_know(room: str) -> None:
+    assert imports(SOURCE / f"{room}.py") - MAY[room] == set()
+
+
+def test_format_tables_know_no_files_no_transformers_and_not_each_other() -> None:
+    tables = [path for path in (SOURCE / "checkpoint" / "formats").glob("*.py") if path.stem != "__init__"]
+    assert tables
+    for path in tables:
+        # glm4 is glm and two norms: a table written as a difference may know the table it differs from.
+        allowed = FORMATS_MAY | ({"glmlike.checkpoint.formats.glm"} if path.stem == "glm4" else set())
+        assert imports(path) - allowed == set(), path
+
+
+def test_the_checkpoint_room_never_imports_the_model() -> None:
+    model = {
+        f"glmlike.{name}" for name in ("modeling", "attention", "rotary", "feed_forward", "norms", "configuration")
+    }
+    for path in (SOURCE / "checkpoint").rglob("*.py"):
+        assert imports(path) & model == set(), path
+
+
+def run(code: str) -> str:
+    return subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout
+
+
+def test_importing_the_package_imports_neither_torch_nor_transformers() -> None:
+    code = "import sys, glmlike, glmlike.checkpoint, glmlike.cli; print({'torch', 'transformers'} & set(sys.modules))"
+    assert run(code).strip() == "set()"
+
+
+def test_every_public_name_resolves() -> None:
+    assert run("import glmlike\nfor name in glmlike.__all__: getattr(glmlike, name)\nprint('ok')").strip() == "ok"

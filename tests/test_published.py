@@ -1,0 +1,44 @@
+"""The named decoders are the published ones, and the README's table is made from them."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from glmlike.hub_json import detect, read_spec
+from glmlike.published import PUBLISHED, support_table
+
+ORIGINALS = {
+    "chatglm2-6b": "chatglm2-6b/config.json",
+    "codegeex2-6b": "codegeex2-6b/config.json",
+    "chatglm3-6b": "chatglm3-6b/config.json",
+    "glm-4-9b": "glm-4-9b/config.json",
+    "glm-4-9b-chat": "glm-4-9b-chat/config.json",
+    "glm-4-9b-chat-1m": "glm-4-9b-chat-1m/config.json",
+    "glm-edge-1.5b": "glm-edge-1.5b/config.json",
+    "glm-4-9b-0414": "glm-4-9b-0414/config.json",
+    "glm-z1-32b-0414": "glm-z1-32b-0414/config.json",
+    "llama-3-8b": "llama-3/config.json",
+    "llama-3.1-8b": "llama-3/config.llama-3.1-8b-instruct.json",
+    "llama-3.2-1b": "llama-3/config.llama-3.2-1b.json",
+    "qwen2.5-7b": "qwen2.5/config.json",
+    "qwen2.5-0.5b": "qwen2.5/config.qwen2.5-0.5b-instruct.json",
+}
+
+
+@pytest.mark.parametrize("name", ORIGINALS)
+def test_named_decoder_is_what_the_published_config_says(name: str, shared: Path) -> None:
+    config = json.loads((shared / "originals" / ORIGINALS[name]).read_text(encoding="utf8"))
+    assert detect(config) == PUBLISHED[name].format
+    assert PUBLISHED[name].spec.differences(read_spec(config)) == {}
+
+
+def test_only_a_derived_entry_has_no_original_config() -> None:
+    assert set(PUBLISHED) - set(ORIGINALS) == {"chatglm3-6b-32k", "glm-4-9b-chat-hf"}
+
+
+def test_the_readme_holds_the_table_the_code_makes() -> None:
+    readme = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf8")
+    assert support_table() in readme
