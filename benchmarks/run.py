@@ -1,0 +1,12 @@
+"""Run every benchmark and rewrite benchmarks/README.md: about ten minutes on two cores."""
+
+from __future__ import annotations
+
+import import_time
+import load
+import speed
+
+if __name__ == "__main__":
+    for benchmark in (import_time, load, speed):
+        print(f"== {benchmark.__name__}")
+        benchmark.main()
