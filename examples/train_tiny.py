@@ -1,0 +1,298 @@
+"""Train the embedded model: a tokenizer and a small GLM-recipe decoder on public-domain text, with the HF Trainer.
+
+    python examples/train_tiny.py --output tiny        # the King James Bible, 409 Chinese poems: half an hour, 2 cores
+    python examples/train_tiny.py --output mine --text a.txt b.txt --steps 100
+
+Without --text the corpus is read from Debian's packages: apt-get install bible-kjv bible-kjv-text fortunes-zh.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import os
+import random
+import re
+import shutil
+import subprocess
+import tempfile
+import time
+from collections.abc import Sequence
+from itertools import groupby
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from torch import Tensor
+from torch.utils.data import Dataset
+from transformers import (
+    AutoModelForCausalLM,
+    GenerationConfig,
+    PreTrainedTokenizerFast,
+    Trainer,
+    TrainingArguments,
+    default_data_collator,
+    set_seed,
+)
+
+import glmlike
+
+END, PAD = "<|endoftext|>", "<|pad|>"
+# Reserved for infilling and chat, so that the vocabulary of the embedded model does not change when they are used.
+RESERVED = [
+    *("[MASK]", "[gMASK]", "[sMASK]", "<sop>", "<eop>"),
+    *("<|system|>", "<|user|>", "<|assistant|>", "<|observation|>"),
+]
+CHAT_TEMPLATE = (
+    "{% for message in messages %}<|{{ message['role'] }}|>\n"
+    "{% if message['role'] == 'assistant' %}{% generation %}{{ message['content'] + eos_token }}{% endgeneration %}"
+    "{% else %}{{ message['content'] }}{% endif %}{% endfor %}"
+    "{% if add_generation_prompt %}<|assistant|>\n{% endif %}"
+)
+BLOCK = 256
+CONTEXT = 1024
+SIZES = {
+    "hidden_size": 192,
+    "num_hidden_layers": 6,
+    "num_attention_heads": 6,
+    "num_key_value_heads": 2,
+    "tie_word_embeddings": True,
+}
+BIBLE = "King James Bible"
+POEMS = {
+    "Tang poems": Path("/usr/share/games/fortunes/tang300"),
+    "Song poems": Path("/usr/share/games/fortunes/song100"),
+}
+# The poems are a fortieth of the text; seen more often, they are learnt at all.
+REPEATS = {"Tang poems": 3, "Song poems": 3}
+
+
+class Document(NamedTuple):
+    """One chapter, poem or passage: the collection it is of, its name there, its text."""
+
+    collection: str
+    name: str
+    text: str
+
+
+def debian_corpus() -> list[Document]:
+    """One document a chapter of the King James Bible and a poem of the Tang and Song collections."""
+    if shutil.which("bible") is None or not all(path.exists() for path in POEMS.values()):
+        raise SystemExit("The corpus is missing: apt-get install bible-kjv bible-kjv-text fortunes-zh, or pass --text.")
+    lines = subprocess.run(["bible", "-f", "gen1:1-rev22:21"], check=True, capture_output=True, text=True).stdout
+    verses = [line.partition(" ") for line in lines.splitlines()]
+    documents = [
+        Document(BIBLE, chapter, "\n".join(text for _, _, text in group))
+        for chapter, group in groupby(verses, key=lambda verse: verse[0].partition(":")[0])
+    ]
+    for collection, path in POEMS.items():
+        plain = re.sub(r"\x1b\[\d*m", "", path.read_text(encoding="utf8"))
+        poems = [poem.strip() for poem in re.split(r"^%$", plain, flags=re.MULTILINE)]
+        documents += [Document(collection, poem.partition("\n")[0], poem) for poem in poems if poem]
+    return documents
+
+
+def text_corpus(paths: Sequence[Path]) -> list[Document]:
+    """Passages of about 2000 characters, whole paragraphs each, of UTF-8 files."""
+    documents = []
+    for path in paths:
+        passage = ""
+        for paragraph in [*re.split(r"\n\s*\n", path.read_text(encoding="utf8")), ""]:
+            passage += paragraph.strip() + "\n\n"
+            if passage.strip() and (len(passage) > 2000 or not paragraph):
+                documents.append(Document(path.name, f"passage {len(documents) + 1}", passage.strip()))
+                passage = ""
+    return documents
+
+
+def split(documents: Sequence[Document], seed: int) -> tuple[list[Document], list[Document]]:
+    """Training and held-out documents: one in fifty is held out."""
+    order = list(documents)
+    random.Random(seed).shuffle(order)
+    held_out = max(1, len(order) // 50)
+    return order[held_out:], order[:held_out]
+
+
+def repeated(documents: Sequence[Document], seed: int) -> list[str]:
+    """The texts to train on, small collections as often as ``REPEATS`` says, in an order that ``seed`` gives."""
+    texts = [document.text for document in documents for _ in range(REPEATS.get(document.collection, 1))]
+    random.Random(seed).shuffle(texts)
+    return texts
+
+
+def train_tokenizer(texts: Sequence[str], vocab_size: int) -> PreTrainedTokenizerFast:
+    """A byte-level BPE: any text encodes, and decodes to itself."""
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocab_size,
+        special_tokens=[END, PAD, *RESERVED],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(texts, trainer)
+    fast = PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        eos_token=END,
+        pad_token=PAD,
+        mask_token="[MASK]",
+        extra_special_tokens=RESERVED[1:],
+        padding_side="left",
+        model_max_length=CONTEXT,
+    )
+    fast.chat_template = CHAT_TEMPLATE
+    return fast
+
+
+class Blocks(Dataset[dict[str, Tensor]]):
+    """All texts behind one another, each ended by the end token, cut into blocks of ``BLOCK`` tokens."""
+
+    def __init__(self, tokenizer: PreTrainedTokenizerFast, texts: Sequence[str]) -> None:
+        encoded = tokenizer(list(texts), verbose=False)["input_ids"]
+        ids = torch.tensor([token for text in encoded for token in (*text, tokenizer.eos_token_id)])
+        self.blocks = ids[: len(ids) // BLOCK * BLOCK].view(-1, BLOCK)
+
+    def __len__(self) -> int:
+        return len(self.blocks)
+
+    def __getitem__(self, index: int) -> dict[str, Tensor]:
+        return {"input_ids": self.blocks[index], "labels": self.blocks[index]}
+
+
+@torch.no_grad()
+def score(model: Any, tokenizer: PreTrainedTokenizerFast, texts: Sequence[str]) -> dict[str, float]:
+    """Perplexity per token and bits per UTF-8 byte of texts, each scored alone after an end token."""
+    nats = tokens = size = 0
+    for text in texts:
+        ids = torch.tensor([[tokenizer.eos_token_id, *tokenizer(text, verbose=False)["input_ids"]]])
+        for start in range(0, ids.shape[1] - 1, BLOCK):
+            block = ids[:, start : start + BLOCK + 1]
+            nats += float(model(block, labels=block).loss) * (block.shape[1] - 1)
+            tokens += block.shape[1] - 1
+        size += len(text.encode("utf8"))
+    return {"perplexity": round(math.exp(nats / tokens), 3), "bits_per_byte": round(nats / math.log(2) / size, 4)}
+
+
+def build_model(tokenizer: PreTrainedTokenizerFast) -> Any:
+    """An untrained decoder of the GLM-4 report's recipe for this tokenizer."""
+    ids = {"pad_token_id": tokenizer.pad_token_id, "eos_token_id": tokenizer.eos_token_id}
+    config = glmlike.GlmLikeConfig(vocab_size=len(tokenizer), max_position_embeddings=CONTEXT, **SIZES, **ids)
+    return AutoModelForCausalLM.from_config(config)
+
+
+def train(model: Any, blocks: Blocks, held_out: Blocks, options: argparse.Namespace) -> tuple[Any, float]:
+    """Train ``model`` in place; the trainer's state and the seconds it took."""
+    with tempfile.TemporaryDirectory() as folder:
+        arguments = TrainingArguments(
+            output_dir=folder,
+            num_train_epochs=options.epochs,
+            max_steps=options.steps,
+            per_device_train_batch_size=options.batch,
+            per_device_eval_batch_size=options.batch,
+            learning_rate=options.learning_rate,
+            lr_scheduler_type="cosine",
+            warmup_steps=0.1,
+            weight_decay=0.1,
+            adam_beta2=0.95,
+            bf16=True,
+            use_cpu=not torch.cuda.is_available(),
+            logging_steps=50,
+            eval_strategy="epoch" if len(held_out) else "no",
+            save_strategy="no",
+            seed=options.seed,
+        )
+        trainer = Trainer(
+            model=model,
+            args=arguments,
+            train_dataset=blocks,
+            eval_dataset=held_out,
+            data_collator=default_data_collator,
+        )
+        started = time.time()
+        trainer.train()
+        return trainer.state, time.time() - started
+
+
+def save(model: Any, tokenizer: PreTrainedTokenizerFast, folder: Path) -> Any:
+    """Write the weights in bfloat16, with the tokenizer; the model as it reloads, in float32 for exact scores."""
+    model = model.cpu().to(torch.bfloat16).eval()
+    model.config.use_cache = True  # the trainer turns it off
+    model.generation_config = GenerationConfig(eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id)
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    (folder / "model.safetensors").chmod(0o644)
+    return model.float()
+
+
+def collections(documents: Sequence[Document]) -> list[dict[str, Any]]:
+    """Name, documents and bytes of each collection."""
+    found: dict[str, dict[str, Any]] = {}
+    for collection, _, text in documents:
+        row = found.setdefault(collection, {"collection": collection, "documents": 0, "bytes": 0})
+        row["documents"] += 1
+        row["bytes"] += len(text.encode("utf8"))
+    return list(found.values())
+
+
+def samples(model: Any, tokenizer: PreTrainedTokenizerFast, held_out: Sequence[Document]) -> list[dict[str, Any]]:
+    """The shortest held-out document of each collection with its score, so that anyone can measure it again."""
+    shortest: dict[str, Document] = {}
+    for document in sorted(held_out, key=lambda document: len(document.text)):
+        shortest.setdefault(document.collection, document)
+    return [{**document._asdict(), **score(model, tokenizer, [document.text])} for document in shortest.values()]
+
+
+def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
+    """Train, measure on the held-out documents, and save the checkpoint, its tokenizer and training.json."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--output", type=Path, required=True, help="the checkpoint's folder")
+    parser.add_argument("--text", type=Path, nargs="*", help="UTF-8 files to train on instead of the Debian packages")
+    parser.add_argument("--vocab-size", type=int, default=4096)
+    parser.add_argument("--epochs", type=float, default=6)
+    parser.add_argument("--steps", type=int, default=-1, help="stop after so many steps, whatever --epochs says")
+    parser.add_argument("--batch", type=int, default=16, help=f"rows of {BLOCK} tokens a step")
+    parser.add_argument("--learning-rate", type=float, default=3e-3)
+    parser.add_argument("--seed", type=int, default=0)
+    options = parser.parse_args(argv)
+
+    set_seed(options.seed)
+    documents = text_corpus(options.text) if options.text else debian_corpus()
+    training, held_out = split(documents, options.seed)
+    texts, held_out_texts = repeated(training, options.seed), [document.text for document in held_out]
+    tokenizer = train_tokenizer(texts, options.vocab_size)
+    model = build_model(tokenizer)
+    blocks = Blocks(tokenizer, texts)
+    state, seconds = train(model, blocks, Blocks(tokenizer, held_out_texts), options)
+
+    model = save(model, tokenizer, options.output)
+    history = state.log_history
+    summary = {
+        "recipe": "GLM-4 report: RMSNorm, SwiGLU, grouped queries, rotary on half of each head, bias on q, k, v only",
+        "data": {"training": collections(training), "held_out": collections(held_out), "repeats": REPEATS},
+        "tokens": {"training": blocks.blocks.numel(), "seen": state.global_step * options.batch * BLOCK},
+        "hyperparameters": {
+            "steps": state.global_step,
+            "batch": options.batch,
+            "block": BLOCK,
+            "learning_rate": options.learning_rate,
+            "seed": options.seed,
+        },
+        "hardware": f"{os.cpu_count()} CPU cores, products in bfloat16",
+        "seconds": round(seconds),
+        "loss": [{"step": row["step"], "loss": round(row["loss"], 4)} for row in history if "loss" in row],
+        "held_out_loss": [
+            {"step": row["step"], "loss": round(row["eval_loss"], 4)} for row in history if "eval_loss" in row
+        ],
+        "held_out": score(model, tokenizer, held_out_texts),
+        "samples": samples(model, tokenizer, held_out),
+    }
+    text = json.dumps(summary, indent=1, ensure_ascii=False)
+    (options.output / "training.json").write_text(text + "\n", encoding="utf8")
+    return summary
+
+
+if __name__ == "__main__":
+    print(json.dumps(main()["held_out"]))
