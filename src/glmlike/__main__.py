@@ -1,0 +1,5 @@
+"""``python -m glmlike``: the command line."""
+
+from glmlike.cli import main
+
+main()

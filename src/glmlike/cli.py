@@ -1,0 +1,154 @@
+"""The command line: calls into the library, and nothing else.
+
+Exit codes: 0 done; 2 the input or the arguments are wrong, in one sentence; 1 anything else.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any, Optional
+
+import typer
+
+import glmlike
+from glmlike.errors import GlmLikeError
+
+app = typer.Typer(
+    help="Every GLM in today's Hugging Face transformers: inspect, convert, verify, try.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+Folder = Annotated[Path, typer.Argument(help="a checkpoint's folder, in any known format", show_default=False)]
+AsJson = Annotated[bool, typer.Option("--json", help="print JSON instead of a table")]
+# typer reads these annotations at run time, where Python 3.10 needs Optional.
+GenerationOption = Annotated[
+    Optional[str],  # noqa: UP045
+    typer.Option(
+        "--generation", help="chatglm2 or chatglm3: what rope_ratio means, where no field of config.json says"
+    ),
+]
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run the command line; a mistake in the input ends as one sentence on stderr and exit code 2."""
+    try:
+        app(args=None if arguments is None else list(arguments), prog_name="glmlike")
+    except (GlmLikeError, OSError) as error:
+        print(f"Error: {error}", file=sys.stderr)
+        sys.exit(2)
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        print(f"glmlike {glmlike.__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool, typer.Option("--version", help="print the version", callback=_print_version, is_eager=True)
+    ] = False,
+) -> None:
+    """Every GLM in today's Hugging Face transformers: inspect, convert, verify, try."""
+
+
+@app.command()
+def demo(
+    out: Annotated[
+        Optional[Path],  # noqa: UP045
+        typer.Option(help="keep what the demo writes in this new folder", show_default="a temporary folder"),
+    ] = None,
+) -> None:
+    """Load the embedded model, generate, stream, fine-tune a LoRA adapter, save, reload, convert there and back."""
+    from glmlike.demo import run
+
+    run(out)
+
+
+@app.command()
+def inspect(folder: Folder, generation: GenerationOption = None, as_json: AsJson = False) -> None:
+    """What a folder holds: its format, its decoder, its tensors, and the formats it converts to."""
+    facts = _facts(folder, generation)
+    if as_json:
+        print(json.dumps(facts, indent=2))
+        return
+    _print_table(str(folder), {name: _short(value) for name, value in facts.items() if name != "spec"} | facts["spec"])
+
+
+def _facts(folder: Path, generation: Any) -> dict[str, Any]:
+    from dataclasses import asdict
+
+    from glmlike.hub_json import FORMATS, cannot_express
+
+    found = glmlike.detect(folder, generation=generation)
+    tensors = found.checkpoint.tensors.values()
+    return {
+        "format": found.format,
+        "parameters": found.spec.num_parameters,
+        "tensors": len(tensors),
+        "dtypes": dict(Counter(info.dtype for info in tensors)),
+        "files": [path.name for path in found.checkpoint.files],
+        "converts_to": [fmt for fmt in FORMATS if fmt != found.format and not cannot_express(found.spec, fmt)],
+        "spec": {**asdict(found.spec), "rope_scaling": dict(found.spec.rope_scaling)},
+    }
+
+
+@app.command()
+def convert(
+    source: Annotated[Path, typer.Argument(metavar="SRC", help="the checkpoint's folder", show_default=False)],
+    destination: Annotated[Path, typer.Argument(metavar="DST", help="a new folder", show_default=False)],
+    to: Annotated[str, typer.Option("--to", help="glmlike, chatglm, glm, glm4, llama or qwen2", show_default=False)],
+    generation: GenerationOption = None,
+    max_shard_size: Annotated[str, typer.Option(help="the largest file to write")] = "5GB",
+    as_json: AsJson = False,
+) -> None:
+    """Write SRC in another format to the new folder DST, every number kept bit for bit; DST appears whole or not."""
+    from dataclasses import asdict
+
+    report = asdict(
+        glmlike.convert(source, destination, to=to, generation=generation, max_shard_size=max_shard_size)  # type: ignore[arg-type]
+    )
+    if as_json:
+        print(json.dumps(report, indent=2, default=str))
+        return
+    _print_table("converted", {name: _short(value) for name, value in report.items()})
+
+
+@app.command()
+def verify(left: Folder, right: Folder, generation: GenerationOption = None) -> None:
+    """Check that two folders, of the same or of different formats, hold the same decoder and the same numbers."""
+    count = glmlike.verify(left, right, generation=generation)  # type: ignore[arg-type]
+    print(f"equal: {count} tensors of {left} and {right} have the same dtype, shape and bytes")
+
+
+def _print_table(title: str, rows: dict[str, Any]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(title=title, show_header=False, title_justify="left")
+    for name, value in rows.items():
+        table.add_row(name.replace("_", " "), str(value))
+    Console().print(table)
+
+
+def _short(value: Any) -> str:
+    """One line for a person: thousands grouped, long lists cut, seconds rounded."""
+    if isinstance(value, bool) or value is None:
+        return str(value)
+    if isinstance(value, int):
+        return f"{value:,}"
+    if isinstance(value, float):
+        return f"{value:.2f}"
+    if isinstance(value, (list, tuple)):
+        shown = ", ".join(str(item) for item in value[:4])
+        return f"{shown}, … ({len(value)} in all)" if len(value) > 4 else shown or "none"
+    if isinstance(value, dict):
+        return ", ".join(f"{count} x {name}" for name, count in value.items())
+    return str(value)

@@ -1,0 +1,98 @@
+"""The command line: what it prints, and how it fails."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import glmlike
+from glmlike.cli import main
+
+
+def run(capsys: pytest.CaptureFixture[str], *arguments: object) -> tuple[int, str, str]:
+    """Exit code, standard output and standard error of one command line."""
+    with pytest.raises(SystemExit) as ended:
+        main([str(argument) for argument in arguments])
+    out, err = capsys.readouterr()
+    return int(ended.value.code or 0), out, err
+
+
+def test_version(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(capsys, "--version") == (0, f"glmlike {glmlike.__version__}\n", "")
+
+
+def test_alone_it_says_what_it_can_do(capsys: pytest.CaptureFixture[str]) -> None:
+    _, out, err = run(capsys)
+    assert all(command in out + err for command in ("demo", "inspect", "convert", "verify"))
+
+
+def test_as_a_module_and_as_a_script() -> None:
+    for command in ([sys.executable, "-m", "glmlike"], [str(Path(sys.executable).with_name("glmlike"))]):
+        done = subprocess.run([*command, "--version"], check=True, capture_output=True, text=True)
+        assert done.stdout == f"glmlike {glmlike.__version__}\n"
+
+
+def test_help_imports_neither_torch_nor_transformers() -> None:
+    code = (
+        "import sys\nfrom glmlike.cli import main\n"
+        "try: main(['convert', '--help'])\nexcept SystemExit: pass\n"
+        "print({'torch', 'transformers', 'numpy'} & set(sys.modules), file=sys.stderr)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
+    assert done.stderr == "set()\n"
+
+
+def test_inspect(capsys: pytest.CaptureFixture[str], golden: Path) -> None:
+    code, out, _ = run(capsys, "inspect", golden / "chatglm3")
+    assert code == 0
+    assert "chatglm" in out
+    assert "interleaved" in out
+    code, out, _ = run(capsys, "inspect", golden / "chatglm3", "--json")
+    facts = json.loads(out)
+    assert (facts["format"], facts["converts_to"]) == ("chatglm", ["glmlike", "glm"])
+    assert facts["spec"]["hidden_size"] == 64
+    assert facts["files"] == ["model.safetensors"]
+
+
+def test_convert_and_verify(capsys: pytest.CaptureFixture[str], golden: Path, tmp_path: Path) -> None:
+    source = golden / "chatglm2"
+    code, out, _ = run(capsys, "convert", source, tmp_path / "out", "--to", "glm", "--json", "--max-shard-size", "1MB")
+    assert code == 0
+    assert json.loads(out)["target_format"] == "glm"
+    code, out, _ = run(capsys, "verify", source, tmp_path / "out")
+    assert code == 0
+    assert out.startswith("equal: ")
+    code, out, err = run(capsys, "verify", source, golden / "glm4")
+    assert (code, out) == (2, "")
+    assert err.startswith("Error: ")
+    assert "different decoders" in err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("inspect", "nowhere"), "Error: nowhere/config.json: not there. Pass a checkpoint's folder"),
+        (("convert", "nowhere", "out", "--to", "glm"), "nowhere/config.json: not there"),
+        (("convert", "nowhere", "out", "--to", "ggml"), "to='ggml': expected one of glmlike, chatglm"),
+        (("convert", "a", "b", "--to", "glm", "--max-shard-size", "big"), "'big': expected a size such as 5GB"),
+        (("inspect",), "Missing argument"),
+        (("unheard",), "No such command"),
+    ],
+)
+def test_a_mistake_is_one_sentence_and_exit_code_2(
+    arguments: tuple[str, ...],
+    message: str,
+    capsys: pytest.CaptureFixture[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    code, out, err = run(capsys, *arguments)
+    assert (code, out) == (2, "")
+    assert message in err
+    assert "Traceback" not in err
+    assert list(tmp_path.iterdir()) == []
