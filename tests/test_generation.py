@@ -39,7 +39,7 @@ def test_cached_decoding_is_the_full_forward(model: Any) -> None:
     full = model(ids).logits
     cache = DynamicCache(config=model.config)
     steps = [model(ids[:, i : i + 1], past_key_values=cache).logits for i in range(ids.shape[1])]
-    assert_close(torch.cat(steps, dim=1), full, atol=TOLERANCE, rtol=0)
+    assert_close(torch.cat(steps, dim=1), full, atol=TOLERANCE, rtol=TOLERANCE)
 
 
 @torch.no_grad()
@@ -49,7 +49,7 @@ def test_left_padding_changes_nothing(model: Any) -> None:
     mask = (torch.arange(14) >= 5).long()[None]
     positions = (mask.cumsum(-1) - 1).clamp(min=0)
     found = model(padded, attention_mask=mask, position_ids=positions).logits[:, 5:]
-    assert_close(found, model(ids).logits, atol=TOLERANCE, rtol=0)
+    assert_close(found, model(ids).logits, atol=TOLERANCE, rtol=TOLERANCE)
     assert greedy(model, padded, attention_mask=mask)[0][5:] == greedy(model, ids)[0]
 
 
@@ -59,7 +59,7 @@ def test_packed_rows_are_separate_rows(model: Any) -> None:
     positions = torch.cat((torch.arange(5), torch.arange(7)))[None]
     packed = model(ids, position_ids=positions, use_cache=False).logits
     separate = torch.cat((model(ids[:, :5]).logits, model(ids[:, 5:]).logits), dim=1)
-    assert_close(packed, separate, atol=TOLERANCE, rtol=0)
+    assert_close(packed, separate, atol=TOLERANCE, rtol=TOLERANCE)
 
 
 @torch.no_grad()
@@ -68,7 +68,7 @@ def test_eager_is_sdpa(model: Any) -> None:
     for attention in ("eager", "sdpa"):
         model.set_attn_implementation(attention)
         logits.append(model(ids).logits)
-    assert_close(logits[0], logits[1], atol=TOLERANCE, rtol=0)
+    assert_close(logits[0], logits[1], atol=TOLERANCE, rtol=TOLERANCE)
 
 
 @torch.no_grad()
@@ -197,9 +197,9 @@ def test_embeddings_in_the_place_of_tokens(model: Any) -> None:
 def test_logits_to_keep(model: Any) -> None:
     ids = tokens()
     full = model(ids).logits
-    assert_close(model(ids, logits_to_keep=3).logits, full[:, -3:], atol=TOLERANCE, rtol=0)
+    assert_close(model(ids, logits_to_keep=3).logits, full[:, -3:], atol=TOLERANCE, rtol=TOLERANCE)
     kept = torch.tensor([0, 5])
-    assert_close(model(ids, logits_to_keep=kept).logits, full[:, kept], atol=TOLERANCE, rtol=0)
+    assert_close(model(ids, logits_to_keep=kept).logits, full[:, kept], atol=TOLERANCE, rtol=TOLERANCE)
 
 
 @torch.no_grad()
@@ -251,7 +251,7 @@ def test_the_whole_decoder_is_one_graph(name: str, make: Callable[..., Any]) -> 
     ids = tokens()
     expected = model(ids).logits
     compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
-    assert_close(compiled(ids).logits, expected, atol=TOLERANCE, rtol=0)
+    assert_close(compiled(ids).logits, expected, atol=TOLERANCE, rtol=TOLERANCE)
 
 
 @pytest.mark.slow

@@ -39,16 +39,18 @@ def test_it_is_small_and_native() -> None:
 
 
 CONTINUATIONS = {
-    "In the beginning God created the": "heaven and the earth",
-    "The LORD is my shepherd; I shall": "not want",
-    "And it came to": "pass",
-    "Verily, verily, I say": "unto",
+    "And it came to": "pass, that",
+    "Verily, verily, I say": "unto you",
+    "Thus saith the LORD": "of hosts, the God of Israel",
+    "And the word of the LORD came unto me,": "saying,\nSon of man",
+    "And the LORD spake unto": "Moses, saying,\nSpeak unto the children of Israel",
+    "《静夜思》\n作者：": "杜甫",
 }
 
 
 @pytest.mark.parametrize("prompt", CONTINUATIONS)
 def test_its_continuations_are_the_texts(prompt: str, model: Any, tokenizer: Any) -> None:
-    output = model.generate(**tokenizer(prompt, return_tensors="pt"), max_new_tokens=8, do_sample=False)
+    output = model.generate(**tokenizer(prompt, return_tensors="pt"), max_new_tokens=16, do_sample=False)
     assert tokenizer.decode(output[0])[len(prompt) :].strip().startswith(CONTINUATIONS[prompt])
 
 

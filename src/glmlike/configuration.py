@@ -251,5 +251,8 @@ _SPEC_FIELDS = (
 )
 # Fields of llama, qwen2 and glm configs whose meaning the native fields already carry.
 _LLAMA_STYLE_ONLY = frozenset(
-    {"rope_theta", "rope_scaling", "partial_rotary_factor", "pretraining_tp", "use_sliding_window", "max_window_layers"}
+    {
+        *("rope_theta", "rope_scaling", "partial_rotary_factor", "pretraining_tp"),
+        *("use_sliding_window", "max_window_layers", "layer_types"),
+    }
 )

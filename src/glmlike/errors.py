@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from contextvars import ContextVar
+
 
 class GlmLikeError(ValueError):
     """Base of every error glmlike raises for bad input; the command line prints these as one sentence."""
@@ -19,5 +21,12 @@ class CannotExpressError(SpecError):
     """The target format has no way to say this decoder; the message names what, and the formats that can."""
 
 
-class CheckpointError(GlmLikeError):
-    """Files that are damaged, incomplete, contradictory or unsafe to read."""
+class CheckpointError(GlmLikeError, RuntimeError):
+    """Files that are damaged, incomplete, contradictory or unsafe to read.
+
+    A RuntimeError as well, since that is what transformers raises for weights that do not fit a model.
+    """
+
+
+conversion_failures: ContextVar[list[str] | None] = ContextVar("conversion_failures", default=None)
+"""Where on-the-fly loading leaves its messages: transformers' loader turns the exceptions themselves into a log."""

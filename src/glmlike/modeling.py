@@ -32,7 +32,7 @@ from transformers.utils.output_capturing import capture_outputs
 from glmlike.attention import GlmLikeAttention
 from glmlike.chat import ChatMixin
 from glmlike.configuration import ChatGLMConfig, GlmLikeConfig, as_native
-from glmlike.errors import CheckpointError, ConfigError
+from glmlike.errors import CheckpointError, ConfigError, conversion_failures
 from glmlike.feed_forward import GlmLikeMLP
 from glmlike.norms import GlmLikeRMSNorm
 from glmlike.rotary import GlmLikeRotaryEmbedding
@@ -137,11 +137,19 @@ class GlmLikePreTrainedModel(PreTrainedModel):
             )
         config = _resolve_config(pretrained_model_name_or_path, config, generation, kwargs)
         return_info = kwargs.pop("output_loading_info", False)
+        reinitialize = kwargs.pop("ignore_mismatched_sizes", False)
         where = "state_dict" if pretrained_model_name_or_path is None else str(pretrained_model_name_or_path)
         with _one_sentence(where):
             model, info = super().from_pretrained(
-                pretrained_model_name_or_path, *model_args, config=config, output_loading_info=True, **kwargs
+                pretrained_model_name_or_path,
+                *model_args,
+                config=config,
+                output_loading_info=True,
+                ignore_mismatched_sizes=True,  # refused below, with the tensor's name and both shapes
+                **kwargs,
             )
+        if not reinitialize:
+            _require_shapes(info, where)
         _require_decoder(model, info, where)
         _warn_about_cpu_float16(model, where)
         return (model, info) if return_info else model
@@ -366,8 +374,14 @@ def _resolve_config(where: Any, config: Any, generation: str | None, kwargs: dic
 @contextmanager
 def _one_sentence(where: str) -> Any:
     """Turn the readers' failures on damaged or unsafe files into one CheckpointError that names the place."""
+    failures: list[str] = []
+    token = conversion_failures.set(failures)
     try:
         yield
+    except RuntimeError as error:
+        if failures and not isinstance(error, CheckpointError):
+            raise CheckpointError(f"{where}: {failures[0]}") from error
+        raise
     except SafetensorError as error:
         raise CheckpointError(
             f"{where}: a .safetensors file cannot be read ({error}); it is truncated or damaged. Download it again."
@@ -377,6 +391,17 @@ def _one_sentence(where: str) -> Any:
             f"{where}: a .bin file is not a pickle of plain tensors ({str(error).splitlines()[0]}); nothing in it was "
             "executed. Use a .safetensors copy, or download it again."
         ) from error
+    finally:
+        conversion_failures.reset(token)
+
+
+def _require_shapes(info: dict[str, Any], where: str) -> None:
+    for name, found, expected in sorted(info["mismatched_keys"], key=str):
+        raise CheckpointError(
+            f"{where}: {name!r} has shape {list(found)} in the files, but config.json asks for {list(expected)}. "
+            "Weights and config are of different models; use those that belong together, or pass "
+            "ignore_mismatched_sizes=True to start this tensor anew."
+        )
 
 
 def _require_decoder(model: PreTrainedModel, info: dict[str, Any], where: str) -> None:

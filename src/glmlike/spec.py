@@ -184,7 +184,7 @@ def _check_types(spec: DecoderSpec) -> None:
         value = getattr(spec, name)
         if not isinstance(value, bool):
             raise SpecError(f"{name}={value!r}: expected true or false.")
-    if not 0 < spec.norm_eps < 1:
+    if not 0 < spec.norm_eps < float("inf"):
         raise SpecError(f"norm_eps={spec.norm_eps!r}: expected a small positive number such as 1e-5.")
     if spec.num_parameters > _MAX_PARAMETERS:
         raise SpecError(

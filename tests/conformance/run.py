@@ -3,7 +3,9 @@
 The suite is not in the wheel and is never committed here. It is taken from the folder that ``TRANSFORMERS_TESTS`` names
 (``tests`` of a clone at the installed version: everything runs), or else from the installed version's source package on
 the package index, which holds the common tests but not those of ``generate`` and of exporting; four modules that it
-imports and lacks are stood in for. ``--quick`` leaves out what takes minutes. ``--write`` puts the outcome in README.md.
+imports and lacks are stood in for.
+
+``--quick`` leaves out what takes minutes; ``--write`` puts the outcome in README.md.
 """
 
 from __future__ import annotations
@@ -38,11 +40,13 @@ MARKERS += ("torch_compile_test", "torch_export_test", "is_training_test", "acce
 
 
 def suite() -> Path:
-    """A folder that holds the suite as the package ``tests``, with ``src/transformers`` beside it as the tests expect."""
+    """A folder with the suite as the package ``tests``, and ``src/transformers`` beside it as the tests expect."""
     given = os.environ.get("TRANSFORMERS_TESTS")
     if given:
         if not (Path(given) / "test_modeling_common.py").exists():
-            raise SystemExit(f"TRANSFORMERS_TESTS={given}: no test_modeling_common.py there; name a clone's tests folder.")
+            raise SystemExit(
+                f"TRANSFORMERS_TESTS={given}: no test_modeling_common.py there; name a clone's tests folder."
+            )
         return Path(given).resolve().parent
     root = CACHE / version("transformers")
     if not (root / "src").exists():
@@ -55,7 +59,9 @@ def _unpack(root: Path) -> None:
     pinned = f"transformers=={version('transformers')}"
     pip = [sys.executable, "-m", "pip", "download", "--quiet", "--no-binary", ":all:", "--no-deps", "--dest", str(root)]
     if subprocess.run([*pip, pinned], check=False).returncode:
-        raise SystemExit(f"{pinned}: its source package could not be downloaded; set TRANSFORMERS_TESTS to a clone's tests.")
+        raise SystemExit(
+            f"{pinned}: its source package could not be downloaded; set TRANSFORMERS_TESTS to a clone's tests."
+        )
     (archive,) = root.glob("*.tar.gz")
     with tarfile.open(archive) as file:
         for member in file.getmembers():
@@ -107,7 +113,10 @@ def outcome(report: Path) -> str:
         if skipped is not None:
             reasons[re.sub(r"\s+", " ", skipped.get("message") or "").strip()] += 1
     passed = len(cases) - failed - reasons.total()
-    lines = [f"transformers {version('transformers')}: {passed} passed, {failed} failed, {reasons.total()} skipped.", ""]
+    lines = [
+        f"transformers {version('transformers')}: {passed} passed, {failed} failed, {reasons.total()} skipped.",
+        "",
+    ]
     lines += ["| skipped | reason the suite or our tester gives |", "|---|---|"]
     lines += [f"| {count} | {reason.replace('|', '/')} |" for reason, count in reasons.most_common()]
     return "\n".join(lines)
@@ -123,7 +132,9 @@ def main() -> int:
     if options.write and report.exists():
         readme = HERE / "README.md"
         block = f"<!-- outcome -->\n{outcome(report)}\n<!-- /outcome -->"
-        text = re.sub(r"<!-- outcome -->.*<!-- /outcome -->", lambda _: block, readme.read_text("utf8"), flags=re.DOTALL)
+        text = re.sub(
+            r"<!-- outcome -->.*<!-- /outcome -->", lambda _: block, readme.read_text("utf8"), flags=re.DOTALL
+        )
         readme.write_text(text, encoding="utf8")
     return code
 

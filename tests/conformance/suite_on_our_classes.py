@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import tempfile
 import unittest
 from typing import Any
 
 import torch
+from safetensors.torch import save_file
 from tests.generation.test_utils import GenerationTesterMixin
 from tests.test_configuration_common import ConfigTester
 from tests.test_modeling_common import ModelTesterMixin
@@ -69,6 +71,19 @@ class _Kind(ModelTesterMixin, GenerationTesterMixin, TrainingTesterMixin):
 
     def test_config(self) -> None:
         self.config_tester.run_common_tests()
+
+    # Overridden: the suite empties a checkpoint and expects a model of random numbers and a list of what is missing.
+    # Here a decoder tensor that is in no file is an error.
+    def test_model_weights_reload_no_missing_tied_weights(self) -> None:
+        for model_class in self.all_model_classes:
+            with tempfile.TemporaryDirectory() as folder:
+                model_class(self.model_tester.get_config()).save_pretrained(folder)
+                save_file({"tensor": torch.ones(2)}, f"{folder}/model.safetensors", metadata={"format": "pt"})
+                with self.assertRaisesRegex(glmlike.CheckpointError, "tensors of the decoder are in none of its files"):
+                    model_class.from_pretrained(folder)
+
+    def test_reverse_loading_mapping(self) -> None:
+        self.skipTest("ours: save_pretrained writes native names only; the way back is glmlike.convert, tested there")
 
 
 class Glm4Recipe(_Kind, unittest.TestCase):

@@ -17,7 +17,7 @@ from transformers.core_model_loading import ConversionOps, WeightConverter, Weig
 
 from glmlike.checkpoint.formats import TABLES
 from glmlike.checkpoint.rules import Rule
-from glmlike.errors import CheckpointError
+from glmlike.errors import CheckpointError, conversion_failures
 from glmlike.hub_json import Format, cannot_express
 from glmlike.spec import DecoderSpec
 
@@ -101,11 +101,15 @@ class ApplyLayout(ConversionOps):
         try:
             parts = self._layout(kwargs["config"].spec).to_native(tensors)
         except CheckpointError as error:
-            raise CheckpointError(
+            message = (
                 f"{self.foreign[0].format(layer=layer)}: {error}. Either config.json is another model's, or the tensor "
                 "was sharded while it was read, which a fused matrix does not survive: run `glmlike convert SRC DST "
                 "--to glmlike` and load DST."
-            ) from None
+            )
+            failures = conversion_failures.get()
+            if failures is not None:
+                failures.append(message)
+            raise CheckpointError(message) from None
         names = (name.removeprefix("model.").format(layer=layer) for name in self.native)
         return {prefix + name: part for name, part in zip(names, parts, strict=True)}
 
