@@ -145,6 +145,20 @@ def test_a_sliding_layer_keeps_no_more_than_its_window(make: Callable[..., Any])
     ]  # a window of 4: three old keys and the new one
 
 
+@torch.no_grad()
+def test_a_window_without_layer_types_is_every_layers(make: Callable[..., Any]) -> None:
+    config = GlmLikeConfig.from_spec(SPECS["llama-3"])
+    config.sliding_window = 4
+    assert config.spec.layer_types == ("sliding_attention",) * 3
+    model = GlmLikeForCausalLM(config).eval()
+    ids = tokens(1)
+    changed = ids.clone()
+    changed[0, 0] = 5
+    same = model(ids).logits == model(changed).logits
+    assert same[0, 10:].all()  # three layers of a window of 4 see nine tokens back
+    assert not same[0, 9].all()
+
+
 def test_beam_search_finds_at_least_the_greedy_likelihood(model: Any) -> None:
     def score(ids: list[list[int]]) -> torch.Tensor:
         row = torch.tensor(ids)

@@ -34,7 +34,7 @@ class GlmLikeConfig(PreTrainedConfig):
     * ``residual``: ``"pre"`` or ``"sandwich"`` (an RMSNorm on each branch's output as well: GLM-4-0414, GLM-Z1);
     * ``rotary_pairing``: ``"interleaved"`` (the GLM line) or ``"halves"`` (LLaMA, Qwen);
     * ``attention_bias``: bias of q, k, v; ``attention_output_bias``: bias of the output projection; ``mlp_bias``;
-    * ``layer_types`` with ``sliding_window``: which layers attend to a window only (Qwen2).
+    * ``sliding_window`` with ``layer_types``: which layers attend to a window only (Qwen2); without it, all do.
 
     Names of the original ChatGLM configs (``num_layers``, ``padded_vocab_size``, ``kv_channels``, …) read and write the
     same values. ``config.spec`` is the validated :class:`~glmlike.spec.DecoderSpec`.

@@ -257,6 +257,9 @@ def _write_chatglm(spec: DecoderSpec) -> dict[str, Any]:
 
 def _read_glmlike(config: Config, where: str, _: Generation | None) -> DecoderSpec:
     choices = ("norm", "residual", "feed_forward", "positions", "rotary_pairing", "attention_mask")
+    layer_types, window = config.get("layer_types"), config.get("sliding_window")
+    if layer_types is None and window is not None:  # transformers' caches read it so: every layer slides
+        layer_types = ("sliding_attention",) * _layer_count(config)
     return _read_llama_style(
         config,
         where,
@@ -264,8 +267,8 @@ def _read_glmlike(config: Config, where: str, _: Generation | None) -> DecoderSp
         qkv_bias=_or(config.get("attention_bias"), True),
         output_bias=_or(config.get("attention_output_bias"), False),
         mlp_bias=_or(config.get("mlp_bias"), False),
-        layer_types=config.get("layer_types"),
-        sliding_window=config.get("sliding_window"),
+        layer_types=layer_types,
+        sliding_window=window,
         **{name: config[name] for name in choices if name in config},
     )
 
@@ -320,12 +323,16 @@ def _qwen2_sliding(config: Config) -> tuple[tuple[str, ...] | None, int | None]:
     window = config.get("sliding_window") if config.get("use_sliding_window", False) else None
     if window is None:
         return None, None
-    layers = config.get("num_hidden_layers", 0)
-    if not isinstance(layers, int) or not 0 < layers < 10_000:
-        return None, None  # the spec refuses the layer count itself
+    layers = _layer_count(config)
     first = _or(config.get("max_window_layers"), 28)
     derived = ["sliding_attention" if layer >= first else "full_attention" for layer in range(layers)]
     return tuple(config.get("layer_types") or derived), window
+
+
+def _layer_count(config: Config) -> int:
+    """The number of layers, or 0 where it is none; the spec refuses that, and absurd ones, with its own sentence."""
+    layers = config.get("num_hidden_layers")
+    return layers if isinstance(layers, int) and 0 < layers < 10_000 else 0
 
 
 def _read_llama_style(

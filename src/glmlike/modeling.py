@@ -179,6 +179,7 @@ class GlmLikeModel(GlmLikePreTrainedModel):
         self.layers = nn.ModuleList([GlmLikeDecoderLayer(config, index) for index in range(config.num_hidden_layers)])
         self.norm = GlmLikeRMSNorm(config.hidden_size, config.rms_norm_eps)
         self.rotary_emb = GlmLikeRotaryEmbedding(config)
+        self.layer_types = list(config.spec.layer_types or ["full_attention"] * config.num_hidden_layers)
         self.gradient_checkpointing = False
         self.post_init()
 
@@ -208,8 +209,7 @@ class GlmLikeModel(GlmLikePreTrainedModel):
         masks = self._masks(attention_mask, inputs_embeds, past_key_values, position_ids)
         hidden_states = inputs_embeds
         position_embeddings = self.rotary_emb(hidden_states, position_ids)
-        layer_types = getattr(self.config, "layer_types", None) or ["full_attention"] * len(self.layers)
-        for layer, layer_type in zip(self.layers[: self.config.num_hidden_layers], layer_types, strict=False):
+        for layer, layer_type in zip(self.layers[: self.config.num_hidden_layers], self.layer_types, strict=False):
             hidden_states = layer(
                 hidden_states,
                 attention_mask=masks[layer_type],
@@ -235,9 +235,8 @@ class GlmLikeModel(GlmLikePreTrainedModel):
             "past_key_values": past_key_values,
             "position_ids": position_ids,
         }
-        types = set(getattr(self.config, "layer_types", None) or ["full_attention"])
         makers = {"full_attention": create_causal_mask, "sliding_attention": create_sliding_window_causal_mask}
-        return {layer_type: makers[layer_type](**arguments) for layer_type in types}
+        return {layer_type: makers[layer_type](**arguments) for layer_type in set(self.layer_types)}
 
 
 @auto_docstring

@@ -1,11 +1,11 @@
-"""Run transformers' own test-suite on our classes: ``python tests/conformance/run.py [--quick] [--write]``.
+"""Run transformers' own test-suite on our classes: ``python tests/conformance/run.py [--write]``.
 
 The suite is not in the wheel and is never committed here. It is taken from the folder that ``TRANSFORMERS_TESTS`` names
 (``tests`` of a clone at the installed version: everything runs), or else from the installed version's source package on
 the package index, which holds the common tests but not those of ``generate`` and of exporting; four modules that it
 imports and lacks are stood in for.
 
-``--quick`` leaves out what takes minutes; ``--write`` puts the outcome in README.md.
+``--write`` puts the outcome in README.md; any other argument goes to pytest.
 """
 
 from __future__ import annotations
@@ -24,7 +24,6 @@ from pathlib import Path
 
 HERE = Path(__file__).parent
 CACHE = HERE.parents[1] / ".cache" / "transformers-suite"
-SLOW = "overfit or compile or flex_attention or eager_matches or disk_offload or multi_gpu or left_padding"
 # Modules the source package's tests import and do not bring; the tests of generate and of exporting are not in it.
 STANDINS = {
     "exporters/test_export.py": "class ExportTesterMixin: pass\n",
@@ -87,7 +86,7 @@ def _write(path: Path, text: str) -> None:
     path.write_text(text, encoding="utf8")
 
 
-def run(quick: bool, extra: Sequence[str]) -> tuple[int, Path]:
+def run(extra: Sequence[str]) -> tuple[int, Path]:
     """pytest's exit code and its report."""
     root = suite()
     report = CACHE / "report.xml"
@@ -96,8 +95,6 @@ def run(quick: bool, extra: Sequence[str]) -> tuple[int, Path]:
     configuration.write_text("[pytest]\nmarkers =\n" + "".join(f"    {marker}: of the suite\n" for marker in MARKERS))
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-c", str(configuration)]
     command += ["--rootdir", str(HERE), "--junitxml", str(report), str(HERE / "suite_on_our_classes.py"), *extra]
-    if quick:
-        command += ["-k", f"not ({SLOW})"]
     environment = {**os.environ, "PYTHONPATH": str(root), "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
     return subprocess.run(command, env=environment, cwd=root, check=False).returncode, report
 
@@ -125,10 +122,9 @@ def outcome(report: Path) -> str:
 def main() -> int:
     """Run, and with ``--write`` record the outcome between the marks in README.md."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help="leave out what takes minutes (for CI)")
     parser.add_argument("--write", action="store_true", help="write the outcome to README.md")
     options, extra = parser.parse_known_args()
-    code, report = run(options.quick, extra)
+    code, report = run(extra)
     if options.write and report.exists():
         readme = HERE / "README.md"
         block = f"<!-- outcome -->\n{outcome(report)}\n<!-- /outcome -->"
