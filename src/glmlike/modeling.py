@@ -150,7 +150,8 @@ class GlmLikePreTrainedModel(PreTrainedModel):
             )
         if not reinitialize:
             _require_shapes(info, where)
-        _require_decoder(model, info, where)
+        if kwargs.get("state_dict") is None:  # tensors handed over are the caller's own choice, files are not
+            _require_decoder(model, info, where)
         _warn_about_cpu_float16(model, where)
         return (model, info) if return_info else model
 
