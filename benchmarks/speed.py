@@ -15,7 +15,7 @@ from transformers import (
 from glmlike.configuration import as_native
 torch.manual_seed(0)
 torch.set_num_threads(2)
-sizes = dict(vocab_size=32000, hidden_size=768, intermediate_size=2048, num_hidden_layers=8, num_attention_heads=12,
+sizes = dict(vocab_size=32000, hidden_size=768, intermediate_size=2048, num_hidden_layers=4, num_attention_heads=12,
              num_key_value_heads=2, head_dim=64, pad_token_id=0)
 families = dict(glm=(GlmConfig, GlmForCausalLM), glm4=(Glm4Config, Glm4ForCausalLM),
                 llama=(LlamaConfig, LlamaForCausalLM), qwen2=(Qwen2Config, Qwen2ForCausalLM))
@@ -29,7 +29,7 @@ def prefill():
     with torch.no_grad():
         model(tokens, logits_to_keep=1)
 def decode():
-    model.generate(tokens[:, :16], attention_mask=tokens[:, :16] * 0 + 1, max_new_tokens=48, min_new_tokens=48,
+    model.generate(tokens[:, :16], attention_mask=tokens[:, :16] * 0 + 1, max_new_tokens=32, min_new_tokens=32,
                    do_sample=False, eos_token_id=None)
 def train():
     model.train()
@@ -66,7 +66,7 @@ def main(repeats: int = 3) -> None:
             row[f"{task}: ours / theirs"] = seconds["ours"] / seconds["theirs"]
         rows.append(row)
     note = (
-        "12-head, 768-wide, 8-layer decoders, bfloat16, 2 threads: prefill 512 tokens, 48 greedy tokens after 16, one "
+        "12-head, 768-wide, 4-layer decoders, bfloat16, 2 threads: prefill 512 tokens, 32 greedy tokens after 16, one "
         f"forward and backward over 512 tokens. Median of 5 in each of {repeats} processes, interleaved."
     )
     report("speed", rows, note)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -61,6 +63,22 @@ for config in (GlmConfig, LlamaConfig, Qwen2Config, Glm4Config):
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-2000:]
+
+
+def test_every_class_an_original_auto_map_names_is_ours(shared: Path) -> None:
+    """An Auto class that the map names and we had not registered would run the folder's code."""
+    import transformers
+
+    named = set()
+    for path in (shared / "originals").glob("*/config.json"):
+        config = json.loads(path.read_text(encoding="utf8"))
+        if config.get("model_type") == "chatglm":
+            named |= config.get("auto_map", {}).keys()
+    assert {"AutoConfig", "AutoModel", "AutoModelForCausalLM", "AutoModelForSeq2SeqLM"} <= named
+    for auto in sorted(named - {"AutoConfig", "AutoTokenizer"}):
+        found = getattr(transformers, auto)._model_mapping[glmlike.ChatGLMConfig]
+        assert found.__module__ == "glmlike.modeling", auto
+    assert transformers.AutoConfig.for_model("chatglm").__class__ is glmlike.ChatGLMConfig
 
 
 def test_the_entry_point_that_serving_engines_call() -> None:
