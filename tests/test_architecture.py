@@ -16,7 +16,13 @@ STANDARD = set(sys.stdlib_module_names)
 MAY: dict[str, set[str]] = {
     "errors": set(),
     "spec": {"glmlike.errors"},
-    "hub_json": {"glmlike.errors", "glmlike.spec"},
+    "hub_json/fields": {"glmlike.errors"},
+    "hub_json/chatglm": {"glmlike.errors", "glmlike.hub_json.fields", "glmlike.spec"},
+    "hub_json/llama_style": {"glmlike.errors", "glmlike.hub_json.fields", "glmlike.spec"},
+    "hub_json/__init__": {
+        *("glmlike.errors", "glmlike.spec"),
+        *("glmlike.hub_json.fields", "glmlike.hub_json.chatglm", "glmlike.hub_json.llama_style"),
+    },
     "published": {"glmlike.hub_json", "glmlike.spec"},
     "configuration": {
         "glmlike",
@@ -31,10 +37,11 @@ MAY: dict[str, set[str]] = {
     "rotary": {"torch", "transformers", "glmlike.configuration"},
     "attention": {"torch", "transformers", "glmlike.configuration", "glmlike.rotary"},
     "chat": {"transformers"},
+    "loading": {"torch", "transformers", "safetensors", "glmlike.configuration", "glmlike.errors"},
     "modeling": {
-        *("torch", "transformers", "safetensors"),
+        *("torch", "transformers"),
         *("glmlike.attention", "glmlike.chat", "glmlike.configuration", "glmlike.errors", "glmlike.feed_forward"),
-        *("glmlike.norms", "glmlike.rotary"),
+        *("glmlike.loading", "glmlike.norms", "glmlike.rotary"),
     },
     "checkpoint/layouts": {"torch", "glmlike.errors"},
     "checkpoint/rules": {"glmlike.errors", "glmlike.checkpoint.layouts"},

@@ -1,7 +1,7 @@
 """GlmLikeConfig: the Hub face of a DecoderSpec, and the foreign model types that read as one.
 
 A config of any known format becomes a ``GlmLikeConfig`` the moment it is read; nothing downstream knows that foreign
-formats exist. What each format's fields mean is in hub_json.py.
+formats exist. What each format's fields mean is in the hub_json room.
 """
 
 from __future__ import annotations

@@ -5,13 +5,10 @@ Module and parameter names are LLaMA's. Shapes: B batch, T tokens, D hidden, V v
 """
 
 # No `from __future__ import annotations`: transformers reads `config: GlmLikeConfig` from the class annotations.
-from contextlib import contextmanager
 from os import PathLike
-from pickle import UnpicklingError
 from typing import Any, ClassVar
 
 import torch
-from safetensors import SafetensorError
 from torch import Tensor, nn
 from transformers.cache_utils import Cache, DynamicCache
 from transformers.configuration_utils import PreTrainedConfig
@@ -25,19 +22,18 @@ from transformers.modeling_layers import (
 )
 from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast
 from transformers.modeling_utils import PreTrainedModel
-from transformers.utils import auto_docstring, can_return_tuple, logging
+from transformers.utils import auto_docstring, can_return_tuple
 from transformers.utils.generic import merge_with_config_defaults
 from transformers.utils.output_capturing import capture_outputs
 
 from glmlike.attention import GlmLikeAttention
 from glmlike.chat import ChatMixin
 from glmlike.configuration import ChatGLMConfig, GlmLikeConfig, as_native
-from glmlike.errors import CheckpointError, ConfigError, conversion_failures
+from glmlike.errors import ConfigError
 from glmlike.feed_forward import GlmLikeMLP
+from glmlike.loading import one_sentence, require_decoder, require_shapes, resolve_config, warn_about_cpu_float16
 from glmlike.norms import GlmLikeRMSNorm
 from glmlike.rotary import GlmLikeRotaryEmbedding
-
-logger = logging.get_logger(__name__)
 
 
 class GlmLikeDecoderLayer(GradientCheckpointingLayer):
@@ -135,11 +131,11 @@ class GlmLikePreTrainedModel(PreTrainedModel):
                 f"{kwargs['gguf_file']}: GGUF is read by transformers' own class of the architecture in it. Load it "
                 "there with quantization_config=GgufConfig(dequantize=True), save_pretrained, and load the new folder."
             )
-        config = _resolve_config(pretrained_model_name_or_path, config, generation, kwargs)
+        config = resolve_config(pretrained_model_name_or_path, config, generation, kwargs)
         return_info = kwargs.pop("output_loading_info", False)
         reinitialize = kwargs.pop("ignore_mismatched_sizes", False)
         where = "state_dict" if pretrained_model_name_or_path is None else str(pretrained_model_name_or_path)
-        with _one_sentence(where):
+        with one_sentence(where):
             model, info = super().from_pretrained(
                 pretrained_model_name_or_path,
                 *model_args,
@@ -149,10 +145,10 @@ class GlmLikePreTrainedModel(PreTrainedModel):
                 **kwargs,
             )
         if not reinitialize:
-            _require_shapes(info, where)
+            require_shapes(info, where)
         if kwargs.get("state_dict") is None:  # tensors handed over are the caller's own choice, files are not
-            _require_decoder(model, info, where)
-        _warn_about_cpu_float16(model, where)
+            require_decoder(model, info, where)
+        warn_about_cpu_float16(model, where)
         return (model, info) if return_info else model
 
     def save_pretrained(self, save_directory: str | PathLike[str], *args: Any, **kwargs: Any) -> Any:
@@ -169,7 +165,7 @@ class GlmLikePreTrainedModel(PreTrainedModel):
         return super().save_pretrained(save_directory, *args, save_original_format=False, **kwargs)
 
 
-@auto_docstring
+@auto_docstring(custom_intro="The decoder without a head: token ids or embeddings to hidden states [B, T, D].")
 class GlmLikeModel(GlmLikePreTrainedModel):
     def __init__(self, config: GlmLikeConfig):
         super().__init__(config)
@@ -240,7 +236,9 @@ class GlmLikeModel(GlmLikePreTrainedModel):
         return {layer_type: makers[layer_type](**arguments) for layer_type in set(self.layer_types)}
 
 
-@auto_docstring
+@auto_docstring(
+    custom_intro="The decoder with a language-modelling head: logits [B, T, V], and the loss when given labels."
+)
 class GlmLikeForCausalLM(GlmLikePreTrainedModel, GenerationMixin, ChatMixin):
     _tied_weights_keys: ClassVar[dict[str, str]] = {"lm_head.weight": "model.embed_tokens.weight"}
     _tp_plan: ClassVar[dict[str, str]] = {"lm_head": "colwise_gather_output"}
@@ -349,92 +347,3 @@ ChatGLMForQuestionAnswering = _chatglm_face(
     GlmLikeForQuestionAnswering, "ChatGLMForQuestionAnswering", "an extractive question-answering model"
 )
 ChatGLMModel = _chatglm_face(GlmLikeModel, "ChatGLMModel", "the decoder without a head")
-
-
-_HUB_ARGUMENTS = ("cache_dir", "force_download", "local_files_only", "token", "revision", "proxies", "subfolder")
-_SHARDED_ARGUMENTS = ("distributed_config", "tp_plan", "tp_size")
-
-
-def _resolve_config(where: Any, config: Any, generation: str | None, kwargs: dict[str, Any]) -> Any:
-    """The native config where it is known or needed now; else None, and transformers reads it from the folder."""
-    sharded = [name for name in _SHARDED_ARGUMENTS if kwargs.get(name) is not None]
-    if isinstance(config, PreTrainedConfig):
-        config = as_native(config)
-    elif generation is not None or sharded:
-        hub = {name: kwargs[name] for name in _HUB_ARGUMENTS if name in kwargs}
-        config = GlmLikeConfig.from_pretrained(config or where, generation=generation, **hub)
-    if sharded and config.fused_format is not None:
-        raise ConfigError(
-            f"{where}: {sharded[0]} with a checkpoint in the {config.fused_format!r} layout: its fused matrices would "
-            f"be cut in the wrong places. First run `glmlike convert {where} DST --to glmlike`, then load DST."
-        )
-    return config
-
-
-@contextmanager
-def _one_sentence(where: str) -> Any:
-    """Turn the readers' failures on damaged or unsafe files into one CheckpointError that names the place."""
-    failures: list[str] = []
-    token = conversion_failures.set(failures)
-    try:
-        yield
-    except RuntimeError as error:
-        if failures and not isinstance(error, CheckpointError):
-            raise CheckpointError(f"{where}: {failures[0]}") from error
-        raise
-    except SafetensorError as error:
-        raise CheckpointError(
-            f"{where}: a .safetensors file cannot be read ({error}); it is truncated or damaged. Download it again."
-        ) from error
-    except (UnpicklingError, EOFError) as error:
-        raise CheckpointError(
-            f"{where}: a .bin file is not a pickle of plain tensors ({str(error).splitlines()[0]}); nothing in it was "
-            "executed. Use a .safetensors copy, or download it again."
-        ) from error
-    finally:
-        conversion_failures.reset(token)
-
-
-def _require_shapes(info: dict[str, Any], where: str) -> None:
-    for name, found, expected in sorted(info["mismatched_keys"], key=str):
-        raise CheckpointError(
-            f"{where}: {name!r} has shape {list(found)} in the files, but config.json asks for {list(expected)}. "
-            "Weights and config are of different models; use those that belong together, or pass "
-            "ignore_mismatched_sizes=True to start this tensor anew."
-        )
-
-
-def _require_decoder(model: PreTrainedModel, info: dict[str, Any], where: str) -> None:
-    """Every decoder tensor was in the files, and none of its layers' tensors was left over.
-
-    A head that is not in the files (a classifier to be trained) stays transformers' warning.
-    """
-    heads = ("lm_head.", "score.", "qa_outputs.")
-    missing = sorted(key for key in info["missing_keys"] if not key.startswith(heads))
-    if missing:
-        raise CheckpointError(
-            f"{where}: {len(missing)} tensors of the decoder are in none of its files (first: {missing[0]!r}). The "
-            "download is incomplete or config.json is another model's; compare both with the original repository."
-        )
-    layers = model.config.num_hidden_layers
-    extra = sorted(key for key in info["unexpected_keys"] if _is_layer_tensor(key, layers))
-    if extra:
-        raise CheckpointError(
-            f"{where}: {len(extra)} tensors of its layers have no place in this decoder (first: {extra[0]!r}). "
-            "config.json describes another model than the weights; use the config that belongs to them."
-        )
-
-
-def _is_layer_tensor(key: str, layers: int) -> bool:
-    _, found, rest = key.partition("layers.")
-    index = rest.partition(".")[0]
-    adapter = "lora_" in key or "adapter" in key
-    return bool(found) and not adapter and index.isdigit() and int(index) < layers
-
-
-def _warn_about_cpu_float16(model: PreTrainedModel, where: str) -> None:
-    if model.dtype == torch.float16 and model.device.type == "cpu":
-        logger.warning_once(
-            f"{where}: loaded in its own float16, whose matrix products are about ten times slower than bfloat16 on a "
-            "CPU. Pass dtype=torch.bfloat16 (or float32)."
-        )

@@ -1,0 +1,150 @@
+"""How each published ``config.json`` says a DecoderSpec, and back.
+
+One reader and one writer for each format; what a format cannot say is a table (``_EXPRESSIBLE``). Standard library
+only: configuration.py (Hub configs) and the checkpoint room (conversion) read the same functions.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, cast
+
+from glmlike.errors import CannotExpressError, ConfigError, SpecError
+from glmlike.hub_json import chatglm, llama_style
+from glmlike.hub_json.chatglm import CHATGLM_FIELDS, rope_ratio_is_ambiguous
+from glmlike.hub_json.fields import FORMATS, Config, Format, Generation, head_dim
+from glmlike.spec import DecoderSpec
+
+__all__ = [
+    "CARRIED",
+    "CHATGLM_FIELDS",
+    "FORMATS",
+    "FUSED_FORMATS",
+    "Config",
+    "Format",
+    "Generation",
+    "cannot_express",
+    "carried_fields",
+    "detect",
+    "head_dim",
+    "read_spec",
+    "rope_ratio_is_ambiguous",
+    "write_config",
+]
+
+FUSED_FORMATS: frozenset[Format] = frozenset({"chatglm", "glm", "glm4"})
+"""Formats whose files hold several native matrices as one: these cannot be read by tensor-parallel or FSDP loading."""
+
+CARRIED = (
+    *("bos_token_id", "eos_token_id", "pad_token_id", "dtype", "initializer_range", "use_cache", "attention_dropout"),
+    *("id2label", "label2id", "problem_type", "classifier_dropout", "quantization_config"),
+)
+"""Config fields that are not the decoder's shape and travel unchanged between formats (``torch_dtype``: ``dtype``)."""
+
+
+def detect(config: Config, where: str = "config.json") -> Format:
+    """The one format whose fields ``config`` has; folder and repository names play no part.
+
+    Raises:
+        ConfigError: no format fits, or the config is of a generation that this version does not read.
+    """
+    model_type = config.get("model_type")
+    if model_type == "chatglm":
+        return chatglm.detect(config, where)
+    if model_type == "glm" and "intermediate_size" not in config:
+        raise ConfigError(
+            f"{where}: model_type='glm' without 'intermediate_size' is the GLM-10B family (learned 2-D positions), "
+            "not transformers' native glm; this version does not read it. Known here: " + ", ".join(FORMATS) + "."
+        )
+    if model_type in FORMATS:
+        return cast(Format, model_type)
+    known = ", ".join(FORMATS)
+    raise ConfigError(f"{where}: model_type={model_type!r}; known: {known}. Pass a folder of one of these.")
+
+
+def read_spec(config: Config, where: str = "config.json", *, generation: Generation | None = None) -> DecoderSpec:
+    """The decoder that ``config`` describes.
+
+    ``generation`` answers the one question no field does: a ChatGLM2 and a ChatGLM3 config are the same, but
+    ``rope_ratio`` divides the positions of the former (linear interpolation) and multiplies the rotary base of the
+    latter and of GLM-4. Default: the config's own ``generation`` field, else the checkpoint name that the field
+    ``_name_or_path`` records, else ChatGLM3.
+
+    Raises:
+        ConfigError: unknown format, a missing or contradictory field, or an option no published checkpoint uses.
+        SpecError: the fields are read but describe an impossible decoder.
+    """
+    reader = _READERS[detect(config, where)]
+    try:
+        return reader(config, where, generation)
+    except SpecError as error:
+        raise type(error)(f"{where}: {error}") from None
+
+
+def write_config(spec: DecoderSpec, fmt: Format) -> dict[str, Any]:
+    """The architecture fields of ``fmt``'s config.json for ``spec``, ``model_type`` and ``architectures`` included.
+
+    Raises:
+        CannotExpressError: the format cannot say this decoder; the message names the formats that can.
+    """
+    obstacles = cannot_express(spec, fmt)
+    if obstacles:
+        able = [name for name in FORMATS if not cannot_express(spec, name)]
+        raise CannotExpressError(
+            f"format {fmt!r} cannot express {', '.join(obstacles)}. Formats that can: {', '.join(able)}."
+        )
+    return _WRITERS[fmt](spec)
+
+
+def cannot_express(spec: DecoderSpec, fmt: Format) -> list[str]:
+    """What of ``spec`` has no place in ``fmt``, as ``field=value`` phrases; empty when everything has."""
+    found = [
+        f"{name}={getattr(spec, name)!r}"
+        for name, allowed in _EXPRESSIBLE[fmt].items()
+        if getattr(spec, name) not in allowed
+    ]
+    if fmt == "llama" and spec.qkv_bias != spec.output_bias:
+        found.append(f"qkv_bias={spec.qkv_bias} with output_bias={spec.output_bias} (llama has one switch for both)")
+    if fmt == "chatglm":
+        found += chatglm.rope_obstacles(spec)
+    return found
+
+
+def carried_fields(config: Config) -> dict[str, Any]:
+    """The fields of ``config`` that travel unchanged between formats (see ``CARRIED``)."""
+    renamed = {"dtype" if key == "torch_dtype" else key: value for key, value in config.items()}
+    return {key: renamed[key] for key in CARRIED if renamed.get(key) is not None}
+
+
+_NO_EXTRA_BIAS: dict[str, tuple[Any, ...]] = {"output_bias": (False,), "mlp_bias": (False,)}
+_GLM_ROTARY: dict[str, tuple[Any, ...]] = {"rotary_pairing": ("interleaved",), "layer_types": (None,)}
+_HALVES: dict[str, tuple[Any, ...]] = {
+    "rotary_pairing": ("halves",),
+    "partial_rotary_factor": (1.0,),
+    "residual": ("pre",),
+}
+_EXPRESSIBLE: dict[Format, dict[str, tuple[Any, ...]]] = {
+    "glmlike": {},
+    "chatglm": {"residual": ("pre",), "partial_rotary_factor": (0.5,), **_GLM_ROTARY, **_NO_EXTRA_BIAS},
+    "glm": {"residual": ("pre",), **_GLM_ROTARY, **_NO_EXTRA_BIAS},
+    "glm4": {"residual": ("sandwich",), **_GLM_ROTARY, **_NO_EXTRA_BIAS},
+    "llama": {"layer_types": (None,), **_HALVES},
+    "qwen2": {"qkv_bias": (True,), **_HALVES, **_NO_EXTRA_BIAS},
+}
+
+_READERS: dict[Format, Callable[[Config, str, Generation | None], DecoderSpec]] = {
+    "glmlike": llama_style.read_glmlike,
+    "chatglm": chatglm.read,
+    "glm": llama_style.read_glm,
+    "glm4": llama_style.read_glm,
+    "llama": llama_style.read_llama,
+    "qwen2": llama_style.read_qwen2,
+}
+_WRITERS: dict[Format, Callable[[DecoderSpec], dict[str, Any]]] = {
+    "glmlike": llama_style.write_glmlike,
+    "chatglm": chatglm.write,
+    "glm": llama_style.write_glm,
+    "glm4": llama_style.write_glm4,
+    "llama": llama_style.write_llama,
+    "qwen2": llama_style.write_qwen2,
+}

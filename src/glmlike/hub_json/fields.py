@@ -1,0 +1,63 @@
+"""Reading single fields of a config.json; every failure says which field, what it holds and what to do."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Literal, get_args
+
+from glmlike.errors import ConfigError
+
+Format = Literal["glmlike", "chatglm", "glm", "glm4", "llama", "qwen2"]
+Generation = Literal["chatglm2", "chatglm3", "glm4"]
+Config = Mapping[str, Any]
+
+FORMATS: tuple[Format, ...] = get_args(Format)
+
+
+def rope_settings(config: Config, where: str) -> dict[str, Any]:
+    """Rope keys from ``rope_parameters`` (transformers 5) over ``rope_scaling`` (transformers 4)."""
+    parts = [config.get(name) or {} for name in ("rope_scaling", "rope_parameters")]
+    if not all(isinstance(part, Mapping) for part in parts):
+        raise ConfigError(f"{where}: rope_scaling and rope_parameters must be objects, found {parts}.")
+    rope = {**parts[0], **parts[1]}
+    if any(isinstance(value, Mapping) for value in rope.values()):
+        raise ConfigError(f"{where}: rope_parameters differ by layer type, which no decoder of this family has.")
+    return rope
+
+
+def need(config: Config, name: str, where: str) -> Any:
+    """The value of a field that must be there."""
+    if config.get(name) is None:
+        raise ConfigError(f"{where}: no {name!r}, which a {config.get('model_type')!r} config must say. Add it.")
+    return config[name]
+
+
+def agree(config: Config, names: tuple[str, ...], where: str) -> Any:
+    """The value of the first of several names for one thing; they must not contradict each other."""
+    given = {name: config[name] for name in names if config.get(name) is not None}
+    if len(set(given.values())) > 1:
+        raise ConfigError(f"{where}: contradictory {given}: these mean the same number. Correct one.")
+    return next(iter(given.values())) if given else need(config, names[0], where)
+
+
+def head_dim(config: Config, where: str) -> int:
+    """``hidden_size / num_attention_heads``, for configs that leave ``head_dim`` out."""
+    hidden, heads = need(config, "hidden_size", where), need(config, "num_attention_heads", where)
+    if not isinstance(hidden, int) or not isinstance(heads, int) or heads < 1 or hidden % heads:
+        raise ConfigError(
+            f"{where}: hidden_size={hidden} is not divisible by num_attention_heads={heads} and 'head_dim' is absent. "
+            "Correct one of the two or add 'head_dim'."
+        )
+    return hidden // heads
+
+
+def number(value: Any, name: str, where: str) -> float:
+    """A value as a float, if it is a number."""
+    if not isinstance(value, (int, float)) or isinstance(value, bool):
+        raise ConfigError(f"{where}: {name}={value!r}: expected a number.")
+    return float(value)
+
+
+def or_default(value: Any, default: Any) -> Any:
+    """``default`` where the value is null or absent."""
+    return default if value is None else value

@@ -1,0 +1,109 @@
+"""What loading checks beyond transformers: a whole decoder or one clear sentence, never a silent guess."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pickle import UnpicklingError
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from transformers.configuration_utils import PreTrainedConfig
+from transformers.modeling_utils import PreTrainedModel
+from transformers.utils import logging
+
+from glmlike.configuration import GlmLikeConfig, as_native
+from glmlike.errors import CheckpointError, ConfigError, conversion_failures
+
+logger = logging.get_logger(__name__)
+
+_HUB_ARGUMENTS = ("cache_dir", "force_download", "local_files_only", "token", "revision", "proxies", "subfolder")
+_SHARDED_ARGUMENTS = ("distributed_config", "tp_plan", "tp_size")
+
+
+def resolve_config(where: Any, config: Any, generation: str | None, kwargs: dict[str, Any]) -> Any:
+    """The native config where it is known or needed now; else None, and transformers reads it from the folder."""
+    sharded = [name for name in _SHARDED_ARGUMENTS if kwargs.get(name) is not None]
+    if isinstance(config, PreTrainedConfig):
+        config = as_native(config)
+    elif generation is not None or sharded:
+        hub = {name: kwargs[name] for name in _HUB_ARGUMENTS if name in kwargs}
+        config = GlmLikeConfig.from_pretrained(config or where, generation=generation, **hub)
+    if sharded and config.fused_format is not None:
+        raise ConfigError(
+            f"{where}: {sharded[0]} with a checkpoint in the {config.fused_format!r} layout: its fused matrices would "
+            f"be cut in the wrong places. First run `glmlike convert {where} DST --to glmlike`, then load DST."
+        )
+    return config
+
+
+@contextmanager
+def one_sentence(where: str) -> Iterator[None]:
+    """Turn the readers' failures on damaged or unsafe files into one CheckpointError that names the place."""
+    failures: list[str] = []
+    token = conversion_failures.set(failures)
+    try:
+        yield
+    except RuntimeError as error:
+        if failures and not isinstance(error, CheckpointError):
+            raise CheckpointError(f"{where}: {failures[0]}") from error
+        raise
+    except SafetensorError as error:
+        raise CheckpointError(
+            f"{where}: a .safetensors file cannot be read ({error}); it is truncated or damaged. Download it again."
+        ) from error
+    except (UnpicklingError, EOFError) as error:
+        raise CheckpointError(
+            f"{where}: a .bin file is not a pickle of plain tensors ({str(error).splitlines()[0]}); nothing in it was "
+            "executed. Use a .safetensors copy, or download it again."
+        ) from error
+    finally:
+        conversion_failures.reset(token)
+
+
+def require_shapes(info: dict[str, Any], where: str) -> None:
+    """No tensor of the files had another shape than the model's; the first that had is named with both shapes."""
+    for name, found, expected in sorted(info["mismatched_keys"], key=str):
+        raise CheckpointError(
+            f"{where}: {name!r} has shape {list(found)} in the files, but config.json asks for {list(expected)}. "
+            "Weights and config are of different models; use those that belong together, or pass "
+            "ignore_mismatched_sizes=True to start this tensor anew."
+        )
+
+
+def require_decoder(model: PreTrainedModel, info: dict[str, Any], where: str) -> None:
+    """Every decoder tensor was in the files, and none of its layers' tensors was left over.
+
+    A head that is not in the files (a classifier to be trained) stays transformers' warning.
+    """
+    heads = ("lm_head.", "score.", "qa_outputs.")
+    missing = sorted(key for key in info["missing_keys"] if not key.startswith(heads))
+    if missing:
+        raise CheckpointError(
+            f"{where}: {len(missing)} tensors of the decoder are in none of its files (first: {missing[0]!r}). The "
+            "download is incomplete or config.json is another model's; compare both with the original repository."
+        )
+    layers = model.config.num_hidden_layers
+    extra = sorted(key for key in info["unexpected_keys"] if _is_layer_tensor(key, layers))
+    if extra:
+        raise CheckpointError(
+            f"{where}: {len(extra)} tensors of its layers have no place in this decoder (first: {extra[0]!r}). "
+            "config.json describes another model than the weights; use the config that belongs to them."
+        )
+
+
+def _is_layer_tensor(key: str, layers: int) -> bool:
+    _, found, rest = key.partition("layers.")
+    index = rest.partition(".")[0]
+    adapter = "lora_" in key or "adapter" in key
+    return bool(found) and not adapter and index.isdigit() and int(index) < layers
+
+
+def warn_about_cpu_float16(model: PreTrainedModel, where: str) -> None:
+    """Say once how to do better than float16 on a CPU."""
+    if model.dtype == torch.float16 and model.device.type == "cpu":
+        logger.warning_once(
+            f"{where}: loaded in its own float16, whose matrix products are about ten times slower than bfloat16 on a "
+            "CPU. Pass dtype=torch.bfloat16 (or float32)."
+        )
