@@ -37,11 +37,12 @@ MAY: dict[str, set[str]] = {
     "rotary": {"torch", "transformers", "glmlike.configuration"},
     "attention": {"torch", "transformers", "glmlike.configuration", "glmlike.rotary"},
     "chat": {"transformers"},
+    "renamed": {"transformers"},
     "loading": {"torch", "transformers", "safetensors", "glmlike.configuration", "glmlike.errors"},
     "modeling": {
         *("torch", "transformers"),
         *("glmlike.attention", "glmlike.chat", "glmlike.configuration", "glmlike.errors", "glmlike.feed_forward"),
-        *("glmlike.loading", "glmlike.norms", "glmlike.rotary"),
+        *("glmlike.loading", "glmlike.norms", "glmlike.renamed", "glmlike.rotary"),
     },
     "checkpoint/layouts": {"torch", "glmlike.errors"},
     "checkpoint/rules": {"glmlike.errors", "glmlike.checkpoint.layouts"},

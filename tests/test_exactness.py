@@ -13,6 +13,7 @@ from torch.testing import assert_close
 
 from glmlike import GlmLikeForCausalLM
 from glmlike.checkpoint.formats import TABLES
+from glmlike.renamed import CACHE
 from native_models import FAMILIES, native_model, to_native, twin
 
 TOLERANCE = 1e-5
@@ -99,8 +100,8 @@ def check_all_ways(theirs: Any, ours: Any) -> None:
     for start, stop in ((0, 15), (15, 16), (16, 21)):
         outputs = []
         for which, model in enumerate((theirs, ours)):
-            output = model(tokens[:, start:stop], past_key_values=caches[which], use_cache=True)
-            caches[which] = output.past_key_values
+            output = model(tokens[:, start:stop], use_cache=True, **{CACHE: caches[which]})
+            caches[which] = output[CACHE]
             outputs.append(output.logits)
         assert_close(outputs[1], outputs[0], atol=TOLERANCE, rtol=0)
 

@@ -12,6 +12,7 @@ from torch.testing import assert_close
 from transformers import DynamicCache, GenerationConfig, TextIteratorStreamer
 
 from glmlike import GlmLikeConfig, GlmLikeForCausalLM, GlmLikeModel
+from glmlike.renamed import CACHE
 from specs import SPECS
 
 TOLERANCE = 1e-5
@@ -39,7 +40,7 @@ def test_cached_decoding_is_the_full_forward(model: Any) -> None:
     ids = tokens()
     full = model(ids).logits
     cache = DynamicCache(config=model.config)
-    steps = [model(ids[:, i : i + 1], past_key_values=cache).logits for i in range(ids.shape[1])]
+    steps = [model(ids[:, i : i + 1], **{CACHE: cache}).logits for i in range(ids.shape[1])]
     assert_close(torch.cat(steps, dim=1), full, atol=TOLERANCE, rtol=TOLERANCE)
 
 
@@ -148,12 +149,12 @@ def test_a_quantized_cache_generates(make: Callable[..., Any]) -> None:
     )
     assert output.sequences.shape == (2, 22)
     assert output.sequences[:, :13].tolist() == [row[:13] for row in greedy(model, tokens())]
-    assert all(layer._quantized_keys is not None for layer in output.past_key_values.layers)
+    assert all(layer._quantized_keys is not None for layer in output[CACHE].layers)
 
 
 def test_a_sliding_layer_keeps_no_more_than_its_window(make: Callable[..., Any]) -> None:
     model = make(SPECS["qwen2-sliding"], eos_token_id=None)
-    cache = model.generate(tokens(1), max_new_tokens=6, do_sample=False, return_dict_in_generate=True).past_key_values
+    cache = model.generate(tokens(1), max_new_tokens=6, do_sample=False, return_dict_in_generate=True)[CACHE]
     assert [layer.keys.shape[2] for layer in cache.layers] == [
         17,
         3,

@@ -81,7 +81,12 @@ class GlmLikeAttention(nn.Module):
         cos, sin = position_embeddings
         query_states, key_states = apply_rotary(query_states, key_states, cos, sin, self.interleaved)
         if past_key_values is not None:
-            key_states, value_states = past_key_values.update(key_states, value_states, self.layer_idx)
+            key_states, value_states = past_key_values.update(
+                key_states,
+                value_states,
+                self.layer_idx,
+                kwargs=kwargs,  # a paged cache finds its indices there
+            )
 
         # vLLM's Transformers backend looks for exactly this: one call of a local bound from the interface.
         attention_interface: Callable[..., Any] = ALL_ATTENTION_FUNCTIONS.get_interface(

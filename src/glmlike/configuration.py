@@ -44,7 +44,7 @@ class GlmLikeConfig(PreTrainedConfig):
     """
 
     model_type = "glmlike"
-    keys_to_ignore_at_inference: ClassVar[list[str]] = ["past_key_values"]
+    keys_to_ignore_at_inference: ClassVar[list[str]] = ["past_key_values", "cache"]  # before and from 5.24
     attribute_map: ClassVar[dict[str, str]] = {
         "num_layers": "num_hidden_layers",
         "padded_vocab_size": "vocab_size",

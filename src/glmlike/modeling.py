@@ -33,6 +33,7 @@ from glmlike.errors import ConfigError
 from glmlike.feed_forward import GlmLikeMLP
 from glmlike.loading import one_sentence, require_decoder, require_shapes, resolve_config, warn_about_cpu_float16
 from glmlike.norms import GlmLikeRMSNorm
+from glmlike.renamed import CACHE, takes_cache
 from glmlike.rotary import GlmLikeRotaryEmbedding
 
 
@@ -51,6 +52,7 @@ class GlmLikeDecoderLayer(GradientCheckpointingLayer):
             self.post_self_attn_layernorm = GlmLikeRMSNorm(config.hidden_size, config.rms_norm_eps)
             self.post_mlp_layernorm = GlmLikeRMSNorm(config.hidden_size, config.rms_norm_eps)
 
+    @takes_cache
     def forward(
         self,
         hidden_states: Tensor,
@@ -94,7 +96,7 @@ class GlmLikePreTrainedModel(PreTrainedModel):
     base_model_prefix = "model"
     supports_gradient_checkpointing = True
     _no_split_modules: ClassVar[list[str]] = ["GlmLikeDecoderLayer"]
-    _skip_keys_device_placement: ClassVar[list[str]] = ["past_key_values"]
+    _skip_keys_device_placement: ClassVar[list[str]] = [CACHE]
     _supports_flash_attn = True
     _supports_sdpa = True
     _supports_flex_attn = True
@@ -183,6 +185,7 @@ class GlmLikeModel(GlmLikePreTrainedModel):
     @merge_with_config_defaults
     @capture_outputs
     @auto_docstring
+    @takes_cache
     def forward(
         self,
         input_ids: torch.LongTensor | None = None,
@@ -211,13 +214,12 @@ class GlmLikeModel(GlmLikePreTrainedModel):
                 hidden_states,
                 attention_mask=masks[layer_type],
                 position_embeddings=position_embeddings,
-                past_key_values=past_key_values,
                 position_ids=position_ids,
                 use_cache=use_cache,
-                **kwargs,
+                **{**kwargs, CACHE: past_key_values},
             )
         hidden_states = self.norm(hidden_states)
-        return BaseModelOutputWithPast(last_hidden_state=hidden_states, past_key_values=past_key_values)
+        return BaseModelOutputWithPast(last_hidden_state=hidden_states, **{CACHE: past_key_values})
 
     def _masks(
         self, attention_mask: Any, inputs_embeds: Tensor, past_key_values: Cache | None, position_ids: Tensor
@@ -229,8 +231,8 @@ class GlmLikeModel(GlmLikePreTrainedModel):
             "config": self.config,
             "inputs_embeds": inputs_embeds,
             "attention_mask": attention_mask,
-            "past_key_values": past_key_values,
             "position_ids": position_ids,
+            CACHE: past_key_values,
         }
         makers = {"full_attention": create_causal_mask, "sliding_attention": create_sliding_window_causal_mask}
         return {layer_type: makers[layer_type](**arguments) for layer_type in set(self.layer_types)}
@@ -254,6 +256,7 @@ class GlmLikeForCausalLM(GlmLikePreTrainedModel, GenerationMixin, ChatMixin):
 
     @can_return_tuple
     @auto_docstring
+    @takes_cache
     def forward(
         self,
         input_ids: torch.LongTensor | None = None,
@@ -270,10 +273,9 @@ class GlmLikeForCausalLM(GlmLikePreTrainedModel, GenerationMixin, ChatMixin):
             input_ids=input_ids,
             attention_mask=attention_mask,
             position_ids=position_ids,
-            past_key_values=past_key_values,
             inputs_embeds=inputs_embeds,
             use_cache=use_cache,
-            **kwargs,
+            **{**kwargs, CACHE: past_key_values},
         )
         kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
         logits = self.lm_head(outputs.last_hidden_state[:, kept, :])
@@ -283,7 +285,7 @@ class GlmLikeForCausalLM(GlmLikePreTrainedModel, GenerationMixin, ChatMixin):
         return CausalLMOutputWithPast(
             loss=loss,
             logits=logits,
-            past_key_values=outputs.past_key_values,
+            **{CACHE: getattr(outputs, CACHE)},
             hidden_states=outputs.hidden_states,
             attentions=outputs.attentions,
         )

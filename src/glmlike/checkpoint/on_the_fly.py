@@ -1,4 +1,4 @@
-"""The format tables, compiled to transformers' loader: the one file that knows its API (5.16 to 5.23).
+"""The format tables, compiled to transformers' loader: the one file that knows its API (5.16 to 5.24).
 
 One mapping serves all formats: their foreign names are disjoint or mean the same, and native names match no pattern and
 pass through. Patterns come from the rules; sizes come at load time from the spec of the model that is being filled.
