@@ -9,7 +9,7 @@ TRANSFORMERS ?= transformers==5.24.0
 OLDEST_TRANSFORMERS ?= transformers==5.16.0
 # What must hold on the oldest transformers: the modelling, configuration and loading of every format.
 OLDEST_TESTS := $(addprefix tests/,test_spec.py test_configuration.py test_registration.py test_renamed.py test_exactness.py \
-    test_golden.py test_generation.py test_loading.py test_contracts.py test_chat.py test_tiny.py test_ecosystem.py \
+    test_golden.py test_generation.py test_prefix.py test_loading.py test_contracts.py test_chat.py test_tiny.py test_ecosystem.py \
     checkpoint)
 BIN := $(VENV)/bin
 

@@ -31,6 +31,15 @@ def _spec(**fields: Any) -> DecoderSpec:
     return DecoderSpec(**{**_SIZES, **fields})
 
 
+_INFILLING: dict[str, Any] = {
+    **_HALVES,
+    "norm": "layer",
+    "attention_mask": "prefix",
+    "output_bias": True,
+    "mlp_bias": True,
+    "num_key_value_heads": 4,
+}
+
 SPECS: dict[str, DecoderSpec] = {
     "chatglm2": _spec(),
     "chatglm2-32k": _spec(rope_scaling={"rope_type": "linear", "factor": 4.0}),
@@ -48,6 +57,30 @@ SPECS: dict[str, DecoderSpec] = {
     "qwen2-sliding": _spec(
         **_HALVES, sliding_window=4, layer_types=("full_attention", "sliding_attention", "sliding_attention")
     ),
+    "glm-10b": _spec(
+        **_INFILLING,
+        intermediate_size=256,
+        feed_forward="gelu_erf",
+        positions="learned_2d",
+        tie_word_embeddings=True,
+    ),
+    "chatglm-6b": _spec(
+        **_INFILLING,
+        residual="scaled",
+        residual_scale=2.5,
+        feed_forward="gelu_tanh",
+        positions="rotary_2d",
+        rotary_precision="float16",
+    ),
+    "glm-130b": _spec(
+        **_INFILLING,
+        residual="scaled",
+        residual_scale=6**0.5,
+        feed_forward="geglu",
+        rotary_precision="float16",
+        tie_word_embeddings=True,
+    ),
+    "infilling-recipe": _spec(**_HALVES, positions="rotary_2d", attention_mask="prefix", tie_word_embeddings=True),
     "tied-recipe": _spec(tie_word_embeddings=True),
 }
 
@@ -66,6 +99,10 @@ FAMILY: dict[str, Format] = {
     "qwen2.5": "qwen2",
     "qwen2.5-tied": "qwen2",
     "qwen2-sliding": "qwen2",
+    "glm-10b": "glm-10b",
+    "chatglm-6b": "chatglm-6b",
+    "glm-130b": "glmlike",
+    "infilling-recipe": "glmlike",
     "tied-recipe": "glmlike",
 }
 """The format each family's checkpoints are published in."""

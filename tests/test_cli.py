@@ -77,7 +77,7 @@ def test_convert_and_verify(capsys: pytest.CaptureFixture[str], golden: Path, tm
     [
         (("inspect", "nowhere"), "Error: nowhere/config.json: not there. Pass a checkpoint's folder"),
         (("convert", "nowhere", "out", "--to", "glm"), "nowhere/config.json: not there"),
-        (("convert", "nowhere", "out", "--to", "ggml"), "to='ggml': expected one of glmlike, chatglm"),
+        (("convert", "nowhere", "out", "--to", "ggml"), "to='ggml': expected one of glmlike, glm-10b"),
         (("convert", "a", "b", "--to", "glm", "--max-shard-size", "big"), "'big': expected a size such as 5GB"),
         (("inspect",), "Missing argument"),
         (("unheard",), "No such command"),

@@ -50,7 +50,7 @@ def test_every_format_reads_as_our_config(name: str, fmt: Any, tmp_path: Path) -
     generation = "chatglm2" if name == "chatglm2-32k" else None
     config = GlmLikeConfig.from_pretrained(tmp_path, generation=generation)
     assert config.spec == SPECS[name]
-    fused = fmt in ("chatglm", "glm", "glm4")
+    fused = fmt in ("glm-10b", "chatglm-6b", "chatglm", "glm", "glm4")
     assert config.fused_format == (fmt if fused else None)
     saved = json.loads(config.to_json_string(use_diff=False))
     assert saved["model_type"] == config.model_type == "glmlike"
@@ -124,10 +124,34 @@ def test_transformers_own_configs_become_ours(theirs: Any) -> None:
     assert as_native(ours) is ours
 
 
+def test_two_families_share_the_type_glm(tmp_path: Path) -> None:
+    """transformers alone reads GLM-10B's config as a wrong decoder of 40 layers, in silence."""
+    own = GlmConfig(num_hidden_layers=3)
+    own.save_pretrained(tmp_path / "own")
+    assert type(AutoConfig.from_pretrained(tmp_path / "own")) is GlmConfig
+    assert type(AutoConfig.for_model("glm", num_hidden_layers=3)) is GlmConfig
+    assert AutoConfig.for_model("glm", num_hidden_layers=3).num_hidden_layers == 3
+    (tmp_path / "config.json").write_text(json.dumps(write_config(SPECS["glm-10b"], "glm-10b")))
+    for trust in (None, False, True):
+        early = AutoConfig.from_pretrained(tmp_path, trust_remote_code=trust)
+        assert type(early) is GlmLikeConfig
+        assert early.spec == SPECS["glm-10b"]
+
+
+def test_token_ids_of_blanks() -> None:
+    early = GlmLikeConfig.from_dict({**write_config(SPECS["glm-10b"], "glm-10b"), "vocab_size": 50_304})
+    blanks = (early.mask_token_id, early.gmask_token_id, early.smask_token_id, early.sop_token_id, early.eos_token_id)
+    assert blanks == (50_260, 50_263, 50_264, 50_257, 50_258)
+    said = {"bos_token_id": 130_004, "mask_token_id": 130_000, "gmask_token_id": 130_001, "vocab_size": 130_528}
+    chat = ChatGLMConfig.from_dict({**write_config(SPECS["chatglm-6b"], "chatglm-6b"), **said})
+    blanks = (chat.mask_token_id, chat.gmask_token_id, chat.smask_token_id, chat.sop_token_id)
+    assert blanks == (130_000, 130_001, 130_002, 130_004)
+
+
 def test_what_is_no_config_of_the_family_is_refused() -> None:
     from transformers import BertConfig
 
-    with pytest.raises(ConfigError, match="model_type='bert'; known: glmlike"):
+    with pytest.raises(ConfigError, match="model_type='bert'; known formats: glmlike"):
         as_native(BertConfig())
     with pytest.raises(ConfigError, match="expected a config object, got dict"):
         as_native({"model_type": "glmlike"})  # type: ignore[arg-type]
@@ -157,8 +181,15 @@ def test_detection_names_one_format(name: str) -> None:
 
 
 LATER = {
-    "GLM-10B": ({"model_type": "glm", "hidden_size": 4096, "num_layers": 48}, "GLM-10B family"),
-    "ChatGLM-6B": ({"model_type": "chatglm", "position_encoding_2d": True, "inner_hidden_size": 1}, "ChatGLM-6B"),
+    "ChatGLM-6B v1.0": ({**write_config(SPECS["chatglm-6b"], "chatglm-6b"), "vocab_size": 150_528}, "first release"),
+    "one-dimensional ChatGLM-6B": (
+        {**write_config(SPECS["chatglm-6b"], "chatglm-6b"), "position_encoding_2d": False},
+        "position_encoding_2d=false",
+    ),
+    "relative GLM": (
+        {**write_config(SPECS["glm-10b"], "glm-10b"), "relative_encoding": True},
+        "relative_encoding=True",
+    ),
     "GLM-4V": ({"model_type": "chatglm", "vision_config": {}, "padded_vocab_size": 1}, "GLM-4V"),
     "int4": ({**write_config(SPECS["chatglm2"], "chatglm"), "quantization_bit": 4}, "quantization_bit=4"),
     "prefix": ({**write_config(SPECS["chatglm2"], "chatglm"), "pre_seq_len": 128}, "pre_seq_len=128"),

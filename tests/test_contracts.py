@@ -22,6 +22,7 @@ from glmlike.checkpoint.native import native_shapes
 from glmlike.checkpoint.rules import by_foreign, by_native
 from glmlike.errors import CannotExpressError, GlmLikeError, SpecError
 from glmlike.hub_json import FORMATS, Format, cannot_express, read_spec, write_config
+from glmlike.hub_json import detect as detect_config
 from glmlike.spec import DecoderSpec
 from specs import FAMILY, SPECS
 
@@ -53,6 +54,24 @@ def random_specs(draw: st.DrawFn) -> DecoderSpec:
     )
 
 
+@st.composite
+def random_infilling_specs(draw: st.DrawFn) -> DecoderSpec:
+    """Decoders of the GLM-10B and ChatGLM-6B kind, of any size their formats can say."""
+    heads, head_dim = draw(st.integers(1, 4)), draw(st.sampled_from([4, 8, 12]))
+    name = draw(st.sampled_from(["glm-10b", "chatglm-6b"]))
+    hidden = heads * head_dim
+    return SPECS[name].replace(
+        vocab_size=draw(st.integers(1, 20)),
+        hidden_size=hidden,
+        intermediate_size=4 * hidden if name == "glm-10b" else draw(st.integers(1, 30)),
+        num_hidden_layers=draw(st.integers(1, 3)),
+        num_attention_heads=heads,
+        num_key_value_heads=heads,
+        head_dim=head_dim,
+        max_position_embeddings=draw(st.integers(1, 9)),
+    )
+
+
 def random_native(spec: DecoderSpec) -> dict[str, torch.Tensor]:
     return {name: torch.randn(shape, dtype=torch.bfloat16) for name, shape in native_shapes(spec).items()}
 
@@ -74,7 +93,7 @@ def to_native(foreign: dict[str, torch.Tensor], spec: DecoderSpec, fmt: Format) 
 
 
 @settings(max_examples=100, deadline=None, derandomize=True)
-@given(random_specs(), st.sampled_from(FORMATS))
+@given(random_specs() | random_infilling_specs(), st.sampled_from(FORMATS))
 def test_tables_are_bijections_on_random_specs(spec: DecoderSpec, fmt: Format) -> None:
     """Contract 1: to_native(to_foreign(x)) == x bit for bit, names unique, declared shapes true."""
     if cannot_express(spec, fmt):
@@ -91,7 +110,7 @@ def test_tables_are_bijections_on_random_specs(spec: DecoderSpec, fmt: Format) -
 
 
 @settings(max_examples=100, deadline=None, derandomize=True)
-@given(random_specs(), st.sampled_from(FORMATS))
+@given(random_specs() | random_infilling_specs(), st.sampled_from(FORMATS))
 def test_a_config_written_for_a_format_reads_back_as_the_same_spec(spec: DecoderSpec, fmt: Format) -> None:
     if not cannot_express(spec, fmt):
         assert read_spec(json.loads(json.dumps(write_config(spec, fmt)))).differences(spec) == {}
@@ -114,6 +133,7 @@ INDICES = (
     ("chatglm3-6b", "pytorch_model.bin.index.json"),
     ("chatglm3-6b", "model.safetensors.index.json"),
     ("codegeex2-6b", "pytorch_model.bin.index.json"),
+    ("chatglm-6b-v1.1", "pytorch_model.bin.index.json"),
 )
 
 
@@ -124,8 +144,11 @@ def test_foreign_names_are_the_published_index(name: str, file: str, shared: Pat
     config = json.loads((folder / "config.json").read_text(encoding="utf8"))
     index = json.loads((folder / file).read_text(encoding="utf8"))
     spec = read_spec(config)
-    shapes = TABLES["chatglm"].foreign_shapes(spec)
-    assert index["weight_map"].keys() - TABLES["chatglm"].dropped_names(spec) == shapes.keys()
+    table = TABLES[detect_config(config)]
+    shapes = table.foreign_shapes(spec)
+    assert index["weight_map"].keys() - table.dropped_names(spec) == shapes.keys()
+    if table.name == "chatglm-6b":
+        return  # its index still counts the 20000 rows that were removed, and LayerNorms of float32
     size = sum(torch.Size(shape).numel() for shape in shapes.values()) * 2
     assert 0 <= index["metadata"]["total_size"] - size <= 64 * 4  # the rest is the dropped table of 32 angles
 

@@ -11,6 +11,12 @@ from glmlike.hub_json import detect, read_spec
 from glmlike.published import PUBLISHED, support_table
 
 ORIGINALS = {
+    "glm-515m": "glm-515m/config.json",
+    "glm-large-chinese": "glm-large-chinese/config.json",
+    "glm-2b": "glm-2b/config.json",
+    "glm-10b": "glm-10b/config.json",
+    "glm-10b-chinese": "glm-10b-chinese/config.json",
+    "chatglm-6b": "chatglm-6b-v1.1/config.json",
     "chatglm2-6b": "chatglm2-6b/config.json",
     "codegeex2-6b": "codegeex2-6b/config.json",
     "chatglm3-6b": "chatglm3-6b/config.json",

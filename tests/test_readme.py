@@ -16,6 +16,7 @@ from specs import SPECS
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf8")
 STAND_INS = {
+    "chatglm-6b": ("chatglm-6b", "chatglm-6b"),
     "chatglm3-6b": ("chatglm2", "chatglm"),
     "glm-4-9b-chat": ("glm-4-9b", "chatglm"),
     "Qwen2.5-0.5B": ("qwen2.5", "qwen2"),
@@ -26,7 +27,9 @@ STAND_INS = {
 def folders(make: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A working directory with a small checkpoint under each name the README uses."""
     for name, (spec, fmt) in STAND_INS.items():
-        sized = SPECS[spec].replace(hidden_size=128, intermediate_size=192, head_dim=64)
+        heads = SPECS[spec].num_attention_heads
+        hidden = 64 * heads if fmt == "chatglm-6b" else 128
+        sized = SPECS[spec].replace(hidden_size=hidden, intermediate_size=192, head_dim=64)
         make(sized).save_pretrained(tmp_path / "native" / name)
         glmlike.convert(tmp_path / "native" / name, tmp_path / "work" / name, to=fmt)  # type: ignore[arg-type]
     monkeypatch.chdir(tmp_path / "work")
@@ -44,6 +47,7 @@ def test_code_blocks_run_one_after_another(folders: Path) -> None:
         assert len([line for line in block.splitlines() if line.strip()]) <= 6
         exec(compile(block, "README.md", "exec"), scope)
     assert type(scope["model"]).__name__ == "GlmLikeForCausalLM"
+    assert 5 < scope["filled"].shape[1] <= 9
     assert glmlike.verify("glm-4-9b-chat", "glm-4-9b-chat-hf") > 0
     assert scope["qwen"].config.spec.rotary_pairing == "halves"
 

@@ -75,6 +75,7 @@ def test_every_class_an_original_auto_map_names_is_ours(shared: Path) -> None:
         if config.get("model_type") == "chatglm":
             named |= config.get("auto_map", {}).keys()
     assert {"AutoConfig", "AutoModel", "AutoModelForCausalLM", "AutoModelForSeq2SeqLM"} <= named
+    assert transformers.AutoModelForSeq2SeqLM._model_mapping[glmlike.GlmLikeConfig] is glmlike.GlmLikeForCausalLM
     for auto in sorted(named - {"AutoConfig", "AutoTokenizer"}):
         found = getattr(transformers, auto)._model_mapping[glmlike.ChatGLMConfig]
         assert found.__module__ == "glmlike.modeling", auto

@@ -30,10 +30,30 @@ WRONG: dict[str, tuple[dict[str, Any], str]] = {
     "rope type": ({"rope_scaling": {"rope_type": "spiral"}}, "rope_type='spiral': expected one of default, linear"),
     "output bias alone": ({"qkv_bias": False, "output_bias": True}, "no published checkpoint has this combination"),
     "sandwich with bias": ({"residual": "sandwich", "mlp_bias": True}, "no published checkpoint has this combination"),
+    "unpublished kind": (
+        {"norm": "layer"},
+        "no published checkpoint has this combination and no test covers it. Known:",
+    ),
     "window alone": ({"sliding_window": 4}, "sliding_window=4 without layer_types"),
     "layer types": ({"layer_types": ("full_attention",)}, "names 1 layers but num_hidden_layers=3"),
     "layer type": ({"layer_types": ("full_attention",) * 2 + ("x",)}, r"layer_types holds \['x'\]"),
     "no window": ({"layer_types": ("sliding_attention",) * 3}, "a sliding layer needs a window"),
+}
+
+
+WRONG_INFILLING: dict[str, tuple[dict[str, Any], str]] = {
+    "no factor": ({"residual_scale": None}, "residual_scale=None: residual='scaled' needs its factor"),
+    "negative factor": ({"residual_scale": -1.0}, "residual_scale=-1.0"),
+    "NaN factor": ({"residual_scale": float("nan")}, "residual_scale=nan"),
+    "factor of no use": (
+        {"residual": "pre", "feed_forward": "gelu_erf", "positions": "learned_2d"},
+        "residual_scale=2.5 with residual='pre': only 'scaled' has one",
+    ),
+    "no bias": ({"mlp_bias": False}, "norm='layer' without a bias on every projection"),
+    "part of the head": ({"partial_rotary_factor": 0.5}, "each half of the head is rotated whole"),
+    "odd halves": ({"head_dim": 18}, "expected a head_dim divisible by 4"),
+    "neighbours": ({"rotary_pairing": "interleaved"}, "expected 'default' and 'halves', as in ChatGLM-6B"),
+    "window": ({"layer_types": ("full_attention",) * 3}, "layer_types with attention_mask='prefix'"),
 }
 
 
@@ -42,6 +62,13 @@ def test_impossible_decoders(case: str) -> None:
     fields, message = WRONG[case]
     with pytest.raises(SpecError, match=message):
         BASE.replace(**fields)
+
+
+@pytest.mark.parametrize("case", WRONG_INFILLING)
+def test_impossible_infilling_decoders(case: str) -> None:
+    fields, message = WRONG_INFILLING[case]
+    with pytest.raises(SpecError, match=message):
+        SPECS["chatglm-6b"].replace(**fields)
 
 
 def test_a_spec_is_a_frozen_hashable_value() -> None:

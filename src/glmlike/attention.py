@@ -13,7 +13,7 @@ from transformers.cache_utils import Cache
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from glmlike.configuration import GlmLikeConfig
-from glmlike.rotary import apply_rotary
+from glmlike.rotary import apply_rotary, quarter_turn
 
 
 def repeat_kv(states: Tensor, groups: int) -> Tensor:
@@ -55,7 +55,7 @@ class GlmLikeAttention(nn.Module):
         self.scaling = self.head_dim**-0.5
         self.attention_dropout = config.attention_dropout
         self.is_causal = True
-        self.interleaved = spec.rotary_pairing == "interleaved"
+        self.turn = quarter_turn(config)
         sliding = spec.layer_types is not None and spec.layer_types[layer_idx] == "sliding_attention"
         self.sliding_window = spec.sliding_window if sliding else None
         self.q_proj = nn.Linear(spec.hidden_size, spec.query_size, bias=spec.qkv_bias)
@@ -66,7 +66,7 @@ class GlmLikeAttention(nn.Module):
     def forward(
         self,
         hidden_states: Tensor,
-        position_embeddings: tuple[Tensor, Tensor],
+        position_embeddings: tuple[Tensor, Tensor] | None,
         attention_mask: Tensor | None = None,
         past_key_values: Cache | None = None,
         **kwargs: Any,
@@ -78,8 +78,9 @@ class GlmLikeAttention(nn.Module):
         key_states = self.k_proj(hidden_states).view(hidden_shape).transpose(1, 2)
         value_states = self.v_proj(hidden_states).view(hidden_shape).transpose(1, 2)
 
-        cos, sin = position_embeddings
-        query_states, key_states = apply_rotary(query_states, key_states, cos, sin, self.interleaved)
+        if position_embeddings is not None:  # None: learned positions are part of the embedding
+            cos, sin = position_embeddings
+            query_states, key_states = apply_rotary(query_states, key_states, cos, sin, self.turn)
         if past_key_values is not None:
             key_states, value_states = past_key_values.update(
                 key_states,

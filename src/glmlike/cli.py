@@ -24,6 +24,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
+_FORMATS = "glmlike, glm-10b, chatglm-6b, chatglm, glm, glm4, llama or qwen2"
 Folder = Annotated[Path, typer.Argument(help="a checkpoint's folder, in any known format", show_default=False)]
 AsJson = Annotated[bool, typer.Option("--json", help="print JSON instead of a table")]
 # typer reads these annotations at run time, where Python 3.10 needs Optional.
@@ -104,7 +105,12 @@ def _facts(folder: Path, generation: Any) -> dict[str, Any]:
 def convert(
     source: Annotated[Path, typer.Argument(metavar="SRC", help="the checkpoint's folder", show_default=False)],
     destination: Annotated[Path, typer.Argument(metavar="DST", help="a new folder", show_default=False)],
-    to: Annotated[str, typer.Option("--to", help="glmlike, chatglm, glm, glm4, llama or qwen2", show_default=False)],
+    to: Annotated[
+        str,
+        typer.Option(
+            "--to", help="glmlike, glm-10b, chatglm-6b, chatglm, glm, glm4, llama or qwen2", show_default=False
+        ),
+    ],
     generation: GenerationOption = None,
     max_shard_size: Annotated[str, typer.Option(help="the largest file to write")] = "5GB",
     as_json: AsJson = False,

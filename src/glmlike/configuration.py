@@ -31,7 +31,10 @@ class GlmLikeConfig(PreTrainedConfig):
     attention; rotary positions on half of each head. Ordinary transformers decoder arguments keep their meaning.
     Beyond them:
 
-    * ``residual``: ``"pre"`` or ``"sandwich"`` (an RMSNorm on each branch's output as well: GLM-4-0414, GLM-Z1);
+    * ``norm``, ``residual`` (with ``residual_scale``), ``feed_forward``, ``positions``, ``attention_mask``: what tells
+      the generations apart; see :class:`~glmlike.spec.DecoderSpec`;
+    * ``mask_token_id``, ``smask_token_id``, ``gmask_token_id`` (blanks) and ``sop_token_id`` (start of a piece): with
+      ``attention_mask="prefix"``, masks and positions follow from these tokens;
     * ``rotary_pairing``: ``"interleaved"`` (the GLM line) or ``"halves"`` (LLaMA, Qwen);
     * ``attention_bias``: bias of q, k, v; ``attention_output_bias``: bias of the output projection; ``mlp_bias``;
     * ``sliding_window`` with ``layer_types``: which layers attend to a window only (Qwen2); without it, all do.
@@ -90,14 +93,20 @@ class GlmLikeConfig(PreTrainedConfig):
     attention_dropout: float | int = 0.0
     norm: str = "rms"
     residual: str = "pre"
+    residual_scale: float | int | None = None
     feed_forward: str = "swiglu"
     positions: str = "rotary"
     rotary_pairing: str = "interleaved"
+    rotary_precision: str = "float32"
     attention_mask: str = "causal"
     sliding_window: int | None = None
     pad_token_id: int | None = None
     bos_token_id: int | None = None
     eos_token_id: int | list[int] | None = None
+    mask_token_id: int | None = None
+    smask_token_id: int | None = None
+    gmask_token_id: int | None = None
+    sop_token_id: int | None = None
 
     def __post_init__(self, **kwargs: Any) -> None:
         kwargs.pop("auto_map", None)  # our classes are registered; a copied auto_map would name files nobody saved
@@ -111,7 +120,10 @@ class GlmLikeConfig(PreTrainedConfig):
         if self.head_dim is None:
             self.head_dim = hub_json.head_dim({**vars(self), "model_type": self.model_type}, "config")
         super().__post_init__(**kwargs)
-        _ = self.spec
+        if self.spec.feed_forward.startswith("gelu"):  # two matrices, no gate
+            plan = type(self).base_model_tp_plan
+            ungated = {name: how for name, how in plan.items() if not name.endswith("gate_proj")}
+            object.__setattr__(self, "base_model_tp_plan", ungated)
 
     @property
     def spec(self) -> DecoderSpec:
@@ -160,7 +172,7 @@ class GlmLikeConfig(PreTrainedConfig):
 
 @strict
 class ChatGLMConfig(GlmLikeConfig):
-    """What ``model_type: "chatglm"`` reads as: ChatGLM2, CodeGeeX2, ChatGLM3 and GLM-4-9B repositories.
+    """What ``model_type: "chatglm"`` reads as: ChatGLM-6B, ChatGLM2, CodeGeeX2, ChatGLM3 and GLM-4-9B repositories.
 
     It has GlmLikeConfig's fields; the original names (``num_layers``, ``padded_vocab_size``, …) are accepted and
     readable. Models built from it carry the plain :class:`GlmLikeConfig` that :meth:`native` gives.
@@ -170,7 +182,7 @@ class ChatGLMConfig(GlmLikeConfig):
 
     def __init__(self, **kwargs: Any) -> None:
         generation = kwargs.pop("generation", None)
-        if "padded_vocab_size" in kwargs or "inner_hidden_size" in kwargs or "ffn_hidden_size" in kwargs:
+        if {"padded_vocab_size", "ffn_hidden_size", "inner_hidden_size", "position_encoding_2d"} & kwargs.keys():
             kwargs = translate({**kwargs, "model_type": "chatglm"}, generation)
             del kwargs["model_type"]
         super().__init__(**kwargs)
@@ -185,6 +197,34 @@ class ChatGLMConfig(GlmLikeConfig):
         return as_native(self)
 
 
+class SharedGlmConfig(PreTrainedConfig):
+    """What ``model_type: "glm"`` reads as: transformers' ``GlmConfig``, or ours for the GLM-10B line.
+
+    Two families share this type, and their fields tell them apart; transformers alone reads a GLM-10B config as a wrong
+    decoder of 40 layers, without a word. This class only chooses: no config object is ever of it.
+    """
+
+    model_type = "glm"
+
+    def __new__(cls, **kwargs: Any) -> Any:
+        return cls.from_dict({**kwargs, "model_type": "glm"})
+
+    @classmethod
+    def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Any:
+        """The config object of whichever family the fields are."""
+        if hub_json.detect(config_dict, "config.json") == "glm-10b":
+            return GlmLikeConfig.from_dict(config_dict, **kwargs)
+        from transformers import GlmConfig
+
+        return GlmConfig.from_dict(config_dict, **kwargs)
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path: str | PathLike[str], *args: Any, **kwargs: Any) -> Any:
+        """The config object of a folder or Hub id, of whichever family its fields are."""
+        config_dict, kwargs = cls.get_config_dict(pretrained_model_name_or_path, *args, **kwargs)
+        return cls.from_dict(config_dict, **kwargs)
+
+
 def translate(config_dict: Mapping[str, Any], generation: hub_json.Generation | None = None) -> dict[str, Any]:
     """A config.json of any known format as the fields of ``GlmLikeConfig``; a native one only loses its ``auto_map``.
 
@@ -195,16 +235,16 @@ def translate(config_dict: Mapping[str, Any], generation: hub_json.Generation | 
     if model_type in (None, "glmlike"):
         return fields
     where = str(config_dict.get("_name_or_path") or f"config.json of model_type {model_type!r}")
-    fmt = hub_json.detect(fields, where)
-    if fmt == "chatglm" and "padded_vocab_size" not in fields:
+    if model_type == "chatglm" and "num_hidden_layers" in fields and "num_layers" not in fields:
         return {**fields, "model_type": "glmlike"}  # a ChatGLMConfig's own fields are native already
+    fmt = hub_json.detect(fields, where)
     spec = hub_json.read_spec(fields, where, generation=generation)
     if fmt == "chatglm" and generation is None and hub_json.rope_ratio_is_ambiguous(fields):
         logger.warning_once(
             f"{where}: rope_ratio={fields['rope_ratio']} is read as ChatGLM3 does (rotary base x ratio); no field "
             'tells whether this is ChatGLM2 (positions / ratio). For ChatGLM2-32k pass generation="chatglm2".'
         )
-    native = hub_json.write_config(spec, "glmlike")
+    native = {**hub_json.write_config(spec, "glmlike"), **hub_json.token_ids(fields)}
     answered = hub_json.CHATGLM_FIELDS | native.keys() | _LLAMA_STYLE_ONLY
     kept = {key: value for key, value in fields.items() if key not in answered}
     return {**kept, **native, _ORIGIN: fmt}
@@ -245,7 +285,8 @@ _ORIGIN = "_origin_format"
 _SPEC_FIELDS = (
     *("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads"),
     *("num_key_value_heads", "head_dim", "max_position_embeddings", "rms_norm_eps", "tie_word_embeddings"),
-    *("norm", "residual", "feed_forward", "positions", "rotary_pairing", "attention_mask"),
+    *("norm", "residual", "residual_scale", "feed_forward", "positions", "rotary_pairing", "rotary_precision"),
+    "attention_mask",
     *("attention_bias", "attention_output_bias", "mlp_bias", "layer_types", "sliding_window"),
     *("hidden_act", "rope_parameters"),
 )

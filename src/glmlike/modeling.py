@@ -1,10 +1,12 @@
 """The one decoder of the GLM family and its heads, built from a GlmLikeConfig.
 
-Every layer is two residual branches: ``h = norm(x); x = x + post(f(h))`` with ``post`` the identity or an RMSNorm.
-Module and parameter names are LLaMA's. Shapes: B batch, T tokens, D hidden, V vocabulary.
+Every layer is two residual branches: ``h = norm(x); x = skip(x, h) + post(f(h))``, where ``skip`` is ``x`` or a
+multiple of ``h``, and ``post`` the identity or an RMSNorm. Module and parameter names are LLaMA's.
+Shapes: B batch, T tokens, D hidden, V vocabulary.
 """
 
 # No `from __future__ import annotations`: transformers reads `config: GlmLikeConfig` from the class annotations.
+import functools
 from os import PathLike
 from typing import Any, ClassVar
 
@@ -13,7 +15,11 @@ from torch import Tensor, nn
 from transformers.cache_utils import Cache, DynamicCache
 from transformers.configuration_utils import PreTrainedConfig
 from transformers.generation import GenerationMixin
-from transformers.masking_utils import create_causal_mask, create_sliding_window_causal_mask
+from transformers.masking_utils import (
+    create_causal_mask,
+    create_masks_for_generate,
+    create_sliding_window_causal_mask,
+)
 from transformers.modeling_layers import (
     GenericForQuestionAnswering,
     GenericForSequenceClassification,
@@ -32,7 +38,8 @@ from glmlike.configuration import ChatGLMConfig, GlmLikeConfig, as_native
 from glmlike.errors import ConfigError
 from glmlike.feed_forward import GlmLikeMLP
 from glmlike.loading import one_sentence, require_decoder, require_shapes, resolve_config, warn_about_cpu_float16
-from glmlike.norms import GlmLikeRMSNorm
+from glmlike.norms import build_norm
+from glmlike.prefix import context_blocks, infilling_positions
 from glmlike.renamed import CACHE, takes_cache
 from glmlike.rotary import GlmLikeRotaryEmbedding
 
@@ -45,12 +52,13 @@ class GlmLikeDecoderLayer(GradientCheckpointingLayer):
         self.hidden_size = config.hidden_size
         self.self_attn = GlmLikeAttention(config, layer_idx)
         self.mlp = GlmLikeMLP(config)
-        self.input_layernorm = GlmLikeRMSNorm(config.hidden_size, config.rms_norm_eps)
-        self.post_attention_layernorm = GlmLikeRMSNorm(config.hidden_size, config.rms_norm_eps)
-        self.sandwich = config.spec.residual == "sandwich"
+        self.input_layernorm = build_norm(config)
+        self.post_attention_layernorm = build_norm(config)
+        self.residual_scale = config.residual_scale if config.residual == "scaled" else None
+        self.sandwich = config.residual == "sandwich"
         if self.sandwich:
-            self.post_self_attn_layernorm = GlmLikeRMSNorm(config.hidden_size, config.rms_norm_eps)
-            self.post_mlp_layernorm = GlmLikeRMSNorm(config.hidden_size, config.rms_norm_eps)
+            self.post_self_attn_layernorm = build_norm(config)
+            self.post_mlp_layernorm = build_norm(config)
 
     @takes_cache
     def forward(
@@ -63,6 +71,8 @@ class GlmLikeDecoderLayer(GradientCheckpointingLayer):
     ) -> Tensor:
         residual = hidden_states
         hidden_states = self.input_layernorm(hidden_states)
+        if self.residual_scale is not None:
+            residual = hidden_states * self.residual_scale
         hidden_states, _ = self.self_attn(
             hidden_states=hidden_states,
             attention_mask=attention_mask,
@@ -76,6 +86,8 @@ class GlmLikeDecoderLayer(GradientCheckpointingLayer):
 
         residual = hidden_states
         hidden_states = self.post_attention_layernorm(hidden_states)
+        if self.residual_scale is not None:
+            residual = hidden_states * self.residual_scale
         hidden_states = self.mlp(hidden_states)
         if self.sandwich:
             hidden_states = self.post_mlp_layernorm(hidden_states)
@@ -176,8 +188,13 @@ class GlmLikeModel(GlmLikePreTrainedModel):
         self.vocab_size = config.vocab_size
         self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size, self.padding_idx)
         self.layers = nn.ModuleList([GlmLikeDecoderLayer(config, index) for index in range(config.num_hidden_layers)])
-        self.norm = GlmLikeRMSNorm(config.hidden_size, config.rms_norm_eps)
-        self.rotary_emb = GlmLikeRotaryEmbedding(config)
+        self.norm = build_norm(config)
+        if config.positions == "learned_2d":
+            rows = config.max_position_embeddings + 1
+            self.embed_positions = nn.Embedding(rows, config.hidden_size)
+            self.embed_block_positions = nn.Embedding(rows, config.hidden_size)
+        else:
+            self.rotary_emb = GlmLikeRotaryEmbedding(config)
         self.layer_types = list(config.spec.layer_types or ["full_attention"] * config.num_hidden_layers)
         self.gradient_checkpointing = False
         self.post_init()
@@ -202,13 +219,24 @@ class GlmLikeModel(GlmLikePreTrainedModel):
             inputs_embeds = self.embed_tokens(input_ids)
         if use_cache and past_key_values is None:
             past_key_values = DynamicCache(config=self.config)
+        seen = past_key_values.get_seq_length() if past_key_values is not None else 0
         if position_ids is None:
-            seen = past_key_values.get_seq_length() if past_key_values is not None else 0
-            position_ids = (torch.arange(inputs_embeds.shape[1], device=inputs_embeds.device) + seen).unsqueeze(0)
+            position_ids = self._positions(input_ids, inputs_embeds, attention_mask, seen)
+        elif self.config.positions in ("rotary_2d", "learned_2d") and position_ids.ndim != 3:
+            raise ValueError(
+                f"position_ids {list(position_ids.shape)}: this decoder has two-dimensional positions, [B, 2, T]. "
+                "Leave them out, or pass those of model.infilling_positions(input_ids)."
+            )
 
-        masks = self._masks(attention_mask, inputs_embeds, past_key_values, position_ids)
+        blocks = self._context_blocks(input_ids, attention_mask, seen)
+        masks = self._masks(attention_mask, inputs_embeds, past_key_values, position_ids, blocks)
         hidden_states = inputs_embeds
-        position_embeddings = self.rotary_emb(hidden_states, position_ids)
+        position_embeddings = None
+        if self.config.positions == "learned_2d":
+            hidden_states = hidden_states + self.embed_positions(position_ids[:, 0])
+            hidden_states = hidden_states + self.embed_block_positions(position_ids[:, 1])
+        else:
+            position_embeddings = self.rotary_emb(hidden_states, position_ids)
         for layer, layer_type in zip(self.layers[: self.config.num_hidden_layers], self.layer_types, strict=False):
             hidden_states = layer(
                 hidden_states,
@@ -221,8 +249,37 @@ class GlmLikeModel(GlmLikePreTrainedModel):
         hidden_states = self.norm(hidden_states)
         return BaseModelOutputWithPast(last_hidden_state=hidden_states, **{CACHE: past_key_values})
 
+    def _positions(self, input_ids: Any, inputs_embeds: Tensor, attention_mask: Any, seen: int) -> Tensor:
+        """Positions of tokens that come without: plain ones, or those of blank infilling.
+
+        Raises:
+            ValueError: the positions of an infilling decoder depend on tokens that are not at hand.
+        """
+        if self.config.attention_mask == "causal":
+            return (torch.arange(inputs_embeds.shape[1], device=inputs_embeds.device) + seen).unsqueeze(0)
+        if input_ids is None or seen:
+            raise ValueError(
+                "position_ids are needed here: the positions of blank infilling follow from all tokens of a row, but "
+                "only embeddings or the newest tokens are given. Pass model.infilling_positions(all_input_ids), cut "
+                "to the tokens of this call."
+            )
+        padding = attention_mask if isinstance(attention_mask, Tensor) and attention_mask.ndim == 2 else None
+        return infilling_positions(input_ids, padding, self.config)
+
+    def _context_blocks(self, input_ids: Any, attention_mask: Any, seen: int) -> Tensor | None:
+        """Which tokens see each other both ways; None where none do, or where a ready mask says it."""
+        ready = isinstance(attention_mask, dict) or (isinstance(attention_mask, Tensor) and attention_mask.ndim == 4)
+        if self.config.attention_mask == "causal" or input_ids is None or ready or seen:
+            return None
+        return context_blocks(input_ids, attention_mask, self.config)
+
     def _masks(
-        self, attention_mask: Any, inputs_embeds: Tensor, past_key_values: Cache | None, position_ids: Tensor
+        self,
+        attention_mask: Any,
+        inputs_embeds: Tensor,
+        past_key_values: Cache | None,
+        position_ids: Tensor,
+        blocks: Tensor | None,
     ) -> dict[str, Any]:
         """The attention mask of each layer type in use; a dict (as `generate` prepares for a static cache) is kept."""
         if isinstance(attention_mask, dict):
@@ -234,8 +291,28 @@ class GlmLikeModel(GlmLikePreTrainedModel):
             "position_ids": position_ids,
             CACHE: past_key_values,
         }
+        if self.config.attention_mask == "prefix":
+            _refuse_flash(self.config._attn_implementation)
+            # Repeated positions are blanks here, not the beginning of another packed row.
+            arguments |= {"position_ids": None, "attention_mask": _additive(attention_mask, inputs_embeds)}
+            return {"full_attention": create_causal_mask(**arguments, block_sequence_ids=blocks)}
         makers = {"full_attention": create_causal_mask, "sliding_attention": create_sliding_window_causal_mask}
         return {layer_type: makers[layer_type](**arguments) for layer_type in set(self.layer_types)}
+
+
+def _refuse_flash(attention: str | None) -> None:
+    if attention is not None and "flash" in attention:
+        raise ConfigError(
+            f"attn_implementation={attention!r} with attention_mask='prefix': flash attention takes no mask, so the "
+            "context would silently be read in one direction. Use 'sdpa', 'eager' or 'flex_attention'."
+        )
+
+
+def _additive(attention_mask: Any, like: Tensor) -> Any:
+    """A ready bool mask [B, 1, T, S] (True: may attend) as the numbers every attention implementation adds."""
+    if not isinstance(attention_mask, Tensor) or attention_mask.ndim != 4 or attention_mask.dtype != torch.bool:
+        return attention_mask
+    return torch.zeros_like(attention_mask, dtype=like.dtype).masked_fill(~attention_mask, torch.finfo(like.dtype).min)
 
 
 @auto_docstring(
@@ -253,6 +330,26 @@ class GlmLikeForCausalLM(GlmLikePreTrainedModel, GenerationMixin, ChatMixin):
         self.vocab_size = self.config.vocab_size
         self.lm_head = nn.Linear(self.config.hidden_size, self.config.vocab_size, bias=False)
         self.post_init()
+
+    def infilling_positions(self, input_ids: Tensor, attention_mask: Tensor | None = None) -> Tensor:
+        """Positions [B, 2, T] (or [B, T]) of whole rows of an infilling decoder; see glmlike.prefix."""
+        return infilling_positions(input_ids, attention_mask, self.config)
+
+    @functools.wraps(GenerationMixin.prepare_inputs_for_generation)  # generate reads its signature
+    def prepare_inputs_for_generation(self, input_ids: Tensor, *args: Any, **kwargs: Any) -> dict[str, Any]:
+        """As transformers does it, with the positions of blank infilling where the decoder has them."""
+        inputs: dict[str, Any] = super().prepare_inputs_for_generation(input_ids, *args, **kwargs)
+        if self.config.attention_mask == "prefix" and inputs.get("input_ids") is not None:
+            positions = infilling_positions(input_ids, kwargs.get("attention_mask"), self.config)
+            inputs["position_ids"] = positions[..., -inputs["input_ids"].shape[1] :]
+        return inputs
+
+    def create_masks_for_generate(self, attention_mask: Tensor | None = None, **kwargs: Any) -> Any:
+        """The masks of a static cache; an infilling decoder makes its own, since they follow from the token ids."""
+        if self.config.attention_mask == "prefix":
+            return attention_mask
+        kwargs["config"] = self.config
+        return create_masks_for_generate(attention_mask=attention_mask, **kwargs)
 
     @can_return_tuple
     @auto_docstring

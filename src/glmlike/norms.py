@@ -1,10 +1,12 @@
-"""Normalisation: RMSNorm."""
+"""Normalisation: RMSNorm, or LayerNorm with a bias (GLM-10B, GLM-130B, ChatGLM-6B)."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
 from transformers.integrations import use_kernel_forward_from_hub
+
+from glmlike.configuration import GlmLikeConfig
 
 
 @use_kernel_forward_from_hub("RMSNorm")
@@ -30,3 +32,10 @@ class GlmLikeRMSNorm(nn.Module):
 
     def extra_repr(self) -> str:
         return f"{tuple(self.weight.shape)}, eps={self.variance_epsilon}"
+
+
+def build_norm(config: GlmLikeConfig) -> nn.Module:
+    """The norm of this decoder over D features."""
+    if config.norm == "layer":
+        return nn.LayerNorm(config.hidden_size, config.rms_norm_eps)
+    return GlmLikeRMSNorm(config.hidden_size, config.rms_norm_eps)

@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from glmlike.hub_json import FORMATS, Format, cannot_express
+from glmlike.hub_json import FORMATS, Format, cannot_express, early
 from glmlike.spec import DecoderSpec
 
 _CHATGLM: dict[str, Any] = {
@@ -63,7 +63,43 @@ class Published:
         return sorted(able, key=lambda fmt: fmt != self.format)
 
 
+def _glm(vocab_size: int, hidden_size: int, layers: int, heads: int, rows: int) -> Published:
+    spec = DecoderSpec(
+        vocab_size=vocab_size,
+        hidden_size=hidden_size,
+        intermediate_size=4 * hidden_size,
+        num_hidden_layers=layers,
+        num_attention_heads=heads,
+        num_key_value_heads=heads,
+        head_dim=hidden_size // heads,
+        max_position_embeddings=rows,
+        tie_word_embeddings=True,
+        **early.GLM_10B,
+    )
+    return Published("glm-10b", spec)
+
+
 PUBLISHED: dict[str, Published] = {
+    "glm-515m": _glm(30_592, 1152, 30, 18, 512),
+    "glm-large-chinese": _glm(50_048, 1024, 24, 16, 1024),
+    "glm-2b": _glm(50_304, 2048, 36, 32, 1024),
+    "glm-10b": _glm(50_304, 4096, 48, 64, 1024),
+    "glm-10b-chinese": _glm(50_048, 4096, 48, 64, 1024),
+    "chatglm-6b": Published(
+        "chatglm-6b",
+        DecoderSpec(
+            vocab_size=130_528,
+            hidden_size=4096,
+            intermediate_size=16_384,
+            num_hidden_layers=28,
+            num_attention_heads=32,
+            num_key_value_heads=32,
+            head_dim=128,
+            max_position_embeddings=2048,
+            residual_scale=56**0.5,
+            **early.CHATGLM_6B,
+        ),
+    ),
     "chatglm2-6b": Published("chatglm", DecoderSpec(**_CHATGLM, max_position_embeddings=32_768)),
     "codegeex2-6b": Published("chatglm", DecoderSpec(**_CHATGLM, max_position_embeddings=8192)),
     "chatglm3-6b": Published("chatglm", DecoderSpec(**_CHATGLM, max_position_embeddings=8192)),
@@ -150,15 +186,24 @@ PUBLISHED: dict[str, Published] = {
 
 def support_table() -> str:
     """The README's table, from the specs: what each generation is and where its checkpoints can go."""
-    rows = ["| checkpoint | files | parameters | layer | rotary | q, k, v bias | converts to |", "|" + "---|" * 7]
+    rows = ["| checkpoint | files | parameters | layer | positions | q, k, v bias | converts to |", "|" + "---|" * 7]
     for name, entry in PUBLISHED.items():
         spec = entry.spec
-        rotary = f"{spec.partial_rotary_factor:g} of the head, {spec.rotary_pairing}, base {spec.rope_theta:g}"
-        scaling = "" if spec.rope_type == "default" else f", {spec.rope_type}"
+        layer = f"{spec.residual}, {spec.feed_forward}" + (", prefix mask" if spec.attention_mask == "prefix" else "")
         targets = ", ".join(f"`{fmt}`" for fmt in entry.converts_to if fmt != entry.format)
         bias = "yes" if spec.qkv_bias else "no"
         rows.append(
-            f"| {name} | `{entry.format}` | {spec.num_parameters / 1e9:.2f} B | {spec.residual} | {rotary}{scaling} "
+            f"| {name} | `{entry.format}` | {spec.num_parameters / 1e9:.2f} B | {layer} | {_positions(spec)} "
             f"| {bias} | {targets} |"
         )
     return "\n".join(rows)
+
+
+def _positions(spec: DecoderSpec) -> str:
+    if spec.positions == "learned_2d":
+        return "learned, 2-D"
+    if spec.positions == "rotary_2d":
+        return f"rotary, 2-D, base {spec.rope_theta:g}"
+    scaling = "" if spec.rope_type == "default" else f", {spec.rope_type}"
+    share = f"{spec.partial_rotary_factor:g} of the head"
+    return f"rotary, {share}, {spec.rotary_pairing}, base {spec.rope_theta:g}{scaling}"

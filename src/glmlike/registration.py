@@ -52,11 +52,13 @@ def _is_loaded(name: str) -> bool:
 def _register_configs() -> None:
     from transformers import AutoConfig
 
-    from glmlike.configuration import ChatGLMConfig, GlmLikeConfig
+    from glmlike.configuration import ChatGLMConfig, GlmLikeConfig, SharedGlmConfig
 
     for config in (GlmLikeConfig, ChatGLMConfig):
         AutoConfig.register(config.model_type, config, exist_ok=True)
         _publish(config)
+    # transformers' own glm configs keep becoming transformers' own class; GLM-10B's, of the same type, become ours.
+    AutoConfig.register("glm", SharedGlmConfig, exist_ok=True)
 
 
 def _register_models() -> None:
@@ -71,7 +73,7 @@ def _register_models() -> None:
     table = {
         "AutoModel": ("GlmLikeModel", "ChatGLMForConditionalGeneration"),
         "AutoModelForCausalLM": ("GlmLikeForCausalLM", "ChatGLMForConditionalGeneration"),
-        "AutoModelForSeq2SeqLM": (None, "ChatGLMForConditionalGeneration"),
+        "AutoModelForSeq2SeqLM": ("GlmLikeForCausalLM", "ChatGLMForConditionalGeneration"),
         "AutoModelForSequenceClassification": ("GlmLikeForSequenceClassification", "ChatGLMForSequenceClassification"),
         "AutoModelForTokenClassification": ("GlmLikeForTokenClassification", "ChatGLMForTokenClassification"),
         "AutoModelForQuestionAnswering": ("GlmLikeForQuestionAnswering", "ChatGLMForQuestionAnswering"),
@@ -79,9 +81,8 @@ def _register_models() -> None:
     for auto_name, names in table.items():
         auto = getattr(modeling_auto, auto_name)
         for config, name in zip((GlmLikeConfig, ChatGLMConfig), names, strict=True):
-            if name is not None:
-                auto.register(config, getattr(modeling, name), exist_ok=True)
-                _publish(getattr(modeling, name))
+            auto.register(config, getattr(modeling, name), exist_ok=True)
+            _publish(getattr(modeling, name))
     on_the_fly.register()
 
 

@@ -12,12 +12,13 @@ from typing import Any, Literal, get_args
 
 from glmlike.errors import SpecError
 
-Norm = Literal["rms"]
-Residual = Literal["pre", "sandwich"]
-FeedForward = Literal["swiglu"]
-Positions = Literal["rotary"]
+Norm = Literal["rms", "layer"]
+Residual = Literal["pre", "sandwich", "scaled"]
+FeedForward = Literal["swiglu", "geglu", "gelu_tanh", "gelu_erf"]
+Positions = Literal["rotary", "rotary_2d", "learned_2d"]
 RotaryPairing = Literal["interleaved", "halves"]
-AttentionMask = Literal["causal"]
+RotaryPrecision = Literal["float32", "float16"]
+AttentionMask = Literal["causal", "prefix"]
 LayerType = Literal["full_attention", "sliding_attention"]
 RopeType = Literal["default", "linear", "dynamic", "yarn", "longrope", "llama3"]
 
@@ -30,8 +31,22 @@ _CHOICES: dict[str, tuple[str, ...]] = {
     "feed_forward": get_args(FeedForward),
     "positions": get_args(Positions),
     "rotary_pairing": get_args(RotaryPairing),
+    "rotary_precision": get_args(RotaryPrecision),
     "attention_mask": get_args(AttentionMask),
 }
+
+# (norm, residual, feed_forward, positions, attention_mask) of everything published, and of our own infilling recipe.
+_KINDS: frozenset[tuple[str, ...]] = frozenset(
+    {
+        ("rms", "pre", "swiglu", "rotary", "causal"),  # ChatGLM2/3, GLM-4-9B, GLM-Edge, LLaMA 3, Qwen2.5
+        ("rms", "sandwich", "swiglu", "rotary", "causal"),  # GLM-4-0414, GLM-Z1
+        ("rms", "pre", "swiglu", "rotary_2d", "prefix"),  # the infilling recipe for new models
+        ("layer", "pre", "gelu_erf", "learned_2d", "prefix"),  # GLM-10B line, as its Hub code computes it
+        ("layer", "pre", "gelu_tanh", "learned_2d", "prefix"),  # GLM-10B line, as its training code does
+        ("layer", "scaled", "gelu_tanh", "rotary_2d", "prefix"),  # ChatGLM-6B
+        ("layer", "scaled", "geglu", "rotary", "prefix"),  # GLM-130B
+    }
+)
 
 # The largest value of each size that is believed. The family's largest are 150528 tokens, 12288 wide, 70 layers; the
 # limits leave two orders of magnitude and exist so that a damaged or hostile config.json fails before it allocates.
@@ -54,8 +69,14 @@ _SWITCHES = ("qkv_bias", "output_bias", "mlp_bias", "tie_word_embeddings")
 class DecoderSpec:
     """One decoder of the family: sizes, closed choices, and which projections carry a bias.
 
-    Every layer is two residual branches ``h = norm(x); x = x + post(f(h))`` where ``post`` is the identity
-    (``residual="pre"``) or an RMSNorm (``residual="sandwich"``: GLM-4-0414, GLM-Z1).
+    Every layer is two residual branches ``h = norm(x); x = skip(x, h) + post(f(h))``: ``residual="pre"`` adds to ``x``;
+    ``"sandwich"`` too, with an RMSNorm on the branch (GLM-4-0414, GLM-Z1); ``"scaled"`` adds to ``residual_scale * h``,
+    the normed input (ChatGLM-6B, GLM-130B; DeepNorm, arXiv 2203.00555).
+
+    ``attention_mask="prefix"``: tokens before the first start-of-piece token see each other, the rest is causal.
+    ``positions``: ``rotary`` by one position; ``rotary_2d``, half of each head by position and half by the place in the
+    piece (ChatGLM-6B); ``learned_2d``, two tables of ``max_position_embeddings + 1`` rows added to the embedding
+    (GLM-10B). ``rotary_precision="float16"`` rounds the inverse frequencies to float16 first, as those two models did.
 
     Sizes are counts (tokens, features, layers, heads). ``partial_rotary_factor`` is the share of each head that is
     rotated, from its first feature on. ``rotary_pairing`` says which two features form one rotating pair: neighbours
@@ -78,9 +99,11 @@ class DecoderSpec:
     norm: Norm = "rms"
     norm_eps: float = 1e-5
     residual: Residual = "pre"
+    residual_scale: float | None = None
     feed_forward: FeedForward = "swiglu"
     positions: Positions = "rotary"
     rotary_pairing: RotaryPairing = "interleaved"
+    rotary_precision: RotaryPrecision = "float32"
     partial_rotary_factor: float = 0.5
     rope_theta: float = 10_000.0
     rope_scaling: RopeScaling = (("rope_type", "default"),)
@@ -198,6 +221,18 @@ def _check_choices(spec: DecoderSpec) -> None:
         value = getattr(spec, name)
         if value not in choices:
             raise SpecError(f"{name}={value!r}: expected one of {', '.join(choices)}.")
+    kind = (spec.norm, spec.residual, spec.feed_forward, spec.positions, spec.attention_mask)
+    if kind not in _KINDS:
+        raise SpecError(
+            f"norm, residual, feed_forward, positions, attention_mask = {', '.join(kind)}: no published checkpoint has "
+            f"this combination and no test covers it. Known: {'; '.join(sorted(map(', '.join, _KINDS)))}."
+        )
+    if spec.norm == "layer" and not (spec.qkv_bias and spec.output_bias and spec.mlp_bias):
+        raise SpecError(
+            "norm='layer' without a bias on every projection: no published checkpoint has this combination and no test "
+            "covers it. Set qkv_bias, output_bias and mlp_bias."
+        )
+    _check_residual_scale(spec)
     if spec.output_bias and not spec.qkv_bias:
         raise SpecError(
             "output_bias=True with qkv_bias=False: no published checkpoint has this combination and no test covers "
@@ -207,6 +242,21 @@ def _check_choices(spec: DecoderSpec) -> None:
         raise SpecError(
             "residual='sandwich' with output_bias or mlp_bias: no published checkpoint has this combination "
             "(GLM-4-0414 has a bias on q, k, v at most) and no test covers it. Set both to False."
+        )
+
+
+def _check_residual_scale(spec: DecoderSpec) -> None:
+    scale = spec.residual_scale
+    if spec.residual != "scaled":
+        if scale is not None:
+            raise SpecError(
+                f"residual_scale={scale!r} with residual={spec.residual!r}: only 'scaled' has one. Drop it."
+            )
+        return
+    if isinstance(scale, bool) or not isinstance(scale, (int, float)) or not 0 < scale < float("inf"):
+        raise SpecError(
+            f"residual_scale={scale!r}: residual='scaled' needs its factor, a positive number; the published models "
+            "have the square root of twice their number of layers."
         )
 
 
@@ -229,6 +279,16 @@ def _check_rotary(spec: DecoderSpec) -> None:
             f"head_dim={spec.head_dim} x partial_rotary_factor={spec.partial_rotary_factor} rotates "
             f"{spec.rotary_dim} features: expected an even number of at least 2."
         )
+    if spec.positions == "rotary_2d" and (spec.partial_rotary_factor != 1 or spec.head_dim % 4):
+        raise SpecError(
+            f"positions='rotary_2d' with head_dim={spec.head_dim}, partial_rotary_factor={spec.partial_rotary_factor}: "
+            "each half of the head is rotated whole, in pairs; expected a head_dim divisible by 4 and a factor of 1."
+        )
+    if spec.positions == "rotary_2d" and (spec.rope_type != "default" or spec.rotary_pairing != "halves"):
+        raise SpecError(
+            f"positions='rotary_2d' with rope_type={spec.rope_type!r}, rotary_pairing={spec.rotary_pairing!r}: "
+            "expected 'default' and 'halves', as in ChatGLM-6B."
+        )
     if not spec.rope_theta > 0 or spec.rope_theta == float("inf"):
         raise SpecError(f"rope_theta={spec.rope_theta!r}: expected a positive, finite base such as 10000.0.")
     if spec.rope_type not in get_args(RopeType):
@@ -248,6 +308,11 @@ def _check_sliding(spec: DecoderSpec) -> None:
             f"layer_types names {len(spec.layer_types)} layers but num_hidden_layers={spec.num_hidden_layers}: "
             "expected one entry a layer."
         )
+    if spec.attention_mask == "prefix":
+        raise SpecError(
+            "layer_types with attention_mask='prefix': no published checkpoint has a window in an infilling decoder "
+            "and no test covers it. Drop layer_types and sliding_window."
+        )
     unknown = set(spec.layer_types) - set(get_args(LayerType))
     if unknown:
         raise SpecError(f"layer_types holds {sorted(unknown)}: expected {' or '.join(get_args(LayerType))}.")
@@ -259,7 +324,10 @@ def _num_parameters(spec: DecoderSpec) -> int:
     hidden, queries, keys, inner = spec.hidden_size, spec.query_size, spec.key_value_size, spec.intermediate_size
     attention = hidden * (2 * queries + 2 * keys)
     attention += (queries + 2 * keys) * spec.qkv_bias + hidden * spec.output_bias
-    feed_forward = 3 * hidden * inner + (2 * inner + hidden) * spec.mlp_bias
-    norms = hidden * (4 if spec.residual == "sandwich" else 2)
+    matrices = 2 if spec.feed_forward.startswith("gelu") else 3
+    feed_forward = matrices * hidden * inner + ((matrices - 1) * inner + hidden) * spec.mlp_bias
+    norm = hidden * (2 if spec.norm == "layer" else 1)
+    norms = norm * (4 if spec.residual == "sandwich" else 2)
     tables = spec.vocab_size * hidden * (1 if spec.tie_word_embeddings else 2)
-    return spec.num_hidden_layers * (attention + feed_forward + norms) + tables + hidden
+    tables += 2 * (spec.max_position_embeddings + 1) * hidden * (spec.positions == "learned_2d")
+    return spec.num_hidden_layers * (attention + feed_forward + norms) + tables + norm

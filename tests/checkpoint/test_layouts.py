@@ -7,7 +7,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from glmlike.checkpoint.layouts import Fused, Layout, Repeated, Same, same_bits
+from glmlike.checkpoint.layouts import Fused, Layout, PerHead, Repeated, Same, same_bits
 from glmlike.errors import CheckpointError
 
 DTYPES = st.sampled_from([torch.float32, torch.float16, torch.bfloat16, torch.float64, torch.int8])
@@ -25,8 +25,11 @@ def random_tensor(shape: tuple[int, ...], dtype: torch.dtype, seed: int) -> torc
 def cases(draw: st.DrawFn) -> tuple[Layout, list[torch.Tensor]]:
     dtype, columns, seed = draw(DTYPES), draw(st.integers(1, 5)), draw(st.integers(0, 99))
     rows = draw(st.lists(st.integers(1, 6), min_size=1, max_size=4))
-    layout = draw(st.sampled_from([Same(), Fused(tuple(rows)), Repeated(2), Repeated(3)]))
+    heads, head_dim = draw(st.integers(1, 3)), draw(st.integers(1, 3))
+    layout = draw(st.sampled_from([Same(), Fused(tuple(rows)), Repeated(2), Repeated(3), PerHead(heads, head_dim)]))
     sizes = rows if isinstance(layout, Fused) else rows[:1]
+    if isinstance(layout, PerHead):
+        sizes = [heads * head_dim] * 3
     return layout, [random_tensor((size, columns), dtype, seed + i) for i, size in enumerate(sizes)]
 
 
@@ -45,6 +48,15 @@ def test_fused_to_native_and_back_is_the_identity(sizes: list[int], dtype: torch
     whole = random_tensor((sum(sizes), 3), dtype, 1)
     layout = Fused(tuple(sizes))
     assert same_bits(layout.to_foreign(layout.to_native([whole]))[0], whole)
+
+
+def test_heads_are_taken_apart() -> None:
+    """Rows [q of head 0, k of head 0, v of head 0, q of head 1, …]."""
+    whole = torch.arange(12.0).reshape(12, 1)
+    q, k, v = PerHead(heads=2, head_dim=2).to_native([whole])
+    assert [part.flatten().tolist() for part in (q, k, v)] == [[0, 1, 6, 7], [2, 3, 8, 9], [4, 5, 10, 11]]
+    with pytest.raises(CheckpointError, match="found 11 rows, expected 2 x 3 x 2 = 12"):
+        PerHead(heads=2, head_dim=2).to_native([whole[:11]])
 
 
 def test_splitting_rows_copies_nothing() -> None:

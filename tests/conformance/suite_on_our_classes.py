@@ -103,3 +103,32 @@ class Llama(_Kind, unittest.TestCase):
         "mlp_bias": True,
         "tie_word_embeddings": True,
     }
+
+
+class Infilling(_Kind, unittest.TestCase):
+    kind = {  # noqa: RUF012
+        "norm": "layer",
+        "residual": "scaled",
+        "residual_scale": 2.0,
+        "feed_forward": "gelu_tanh",
+        "positions": "rotary_2d",
+        "rotary_pairing": "halves",
+        "partial_rotary_factor": 1.0,
+        "attention_mask": "prefix",
+        "attention_output_bias": True,
+        "mlp_bias": True,
+        "mask_token_id": 96,
+        "gmask_token_id": 97,
+        "sop_token_id": 98,
+    }
+
+    def setUp(self) -> None:
+        super().setUp()
+        reasons = {
+            "inputs_embeds": "ours: positions follow from token ids; embeddings alone are refused (test_prefix.py)",
+            "rope": "ours: two-dimensional positions have the plain rope; others are refused (test_spec.py)",
+            "eager_matches_sdpa": "ours: the suite sets a window, refused here (test_spec.py); test_prefix.py compares them",
+        }
+        for part, reason in reasons.items():
+            if part in self._testMethodName:
+                self.skipTest(reason)

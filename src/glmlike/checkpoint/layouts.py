@@ -94,6 +94,36 @@ class Fused:
 
 
 @dataclass(frozen=True)
+class PerHead:
+    """One foreign tensor holds q, k and v head by head: rows ``[H, 3, head_dim]`` (ChatGLM-6B, GLM-130B)."""
+
+    heads: int
+    head_dim: int
+    natives = 3
+    foreigns = 1
+
+    def to_native(self, foreign: Sequence[Tensor]) -> list[Tensor]:
+        (whole,) = foreign
+        if whole.shape[0] != 3 * self.heads * self.head_dim:
+            raise CheckpointError(
+                f"found {whole.shape[0]} rows, expected {self.heads} x 3 x {self.head_dim} = "
+                f"{3 * self.heads * self.head_dim}"
+            )
+        parts = whole.reshape(self.heads, 3, self.head_dim, *whole.shape[1:]).unbind(1)
+        return [part.reshape(self.heads * self.head_dim, *whole.shape[1:]) for part in parts]
+
+    def to_foreign(self, native: Sequence[Tensor]) -> list[Tensor]:
+        import torch
+
+        rest = native[0].shape[1:]
+        parts = [part.reshape(self.heads, self.head_dim, *rest) for part in native]
+        return [torch.stack(parts, dim=1).reshape(3 * self.heads * self.head_dim, *rest)]
+
+    def foreign_shapes(self, native: Sequence[Shape]) -> list[Shape]:
+        return [(3 * native[0][0], *native[0][1:])]
+
+
+@dataclass(frozen=True)
 class Repeated:
     """One native tensor is stored ``foreigns`` times: a tied head in a format that always stores one."""
 

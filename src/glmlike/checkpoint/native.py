@@ -22,13 +22,19 @@ def native_patterns(spec: DecoderSpec) -> dict[str, tuple[int, ...]]:
         "mlp.up_proj": (inner, hidden, spec.mlp_bias),
         "mlp.down_proj": (hidden, inner, spec.mlp_bias),
     }
+    if spec.feed_forward.startswith("gelu"):
+        del matrices["mlp.gate_proj"]
+    norm_kinds = ("weight", "bias") if spec.norm == "layer" else ("weight",)
     found: dict[str, tuple[int, ...]] = {"model.embed_tokens.weight": (spec.vocab_size, hidden)}
-    found |= {f"{LAYER}{norm}.weight": (hidden,) for norm in norms}
+    if spec.positions == "learned_2d":
+        for table in ("embed_positions", "embed_block_positions"):
+            found[f"model.{table}.weight"] = (spec.max_position_embeddings + 1, hidden)
+    found |= {f"{LAYER}{norm}.{kind}": (hidden,) for norm in norms for kind in norm_kinds}
     for name, (rows, columns, bias) in matrices.items():
         found[f"{LAYER}{name}.weight"] = (rows, columns)
         if bias:
             found[f"{LAYER}{name}.bias"] = (rows,)
-    found["model.norm.weight"] = (hidden,)
+    found |= {f"model.norm.{kind}": (hidden,) for kind in norm_kinds}
     if not spec.tie_word_embeddings:
         found["lm_head.weight"] = (spec.vocab_size, hidden)
     return found

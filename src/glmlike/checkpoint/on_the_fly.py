@@ -29,12 +29,16 @@ def register() -> None:
 
 def mapping() -> list[Any]:
     """Every rule of every format whose two sides differ, as a WeightRenaming or a WeightConverter."""
-    compiled: dict[tuple[tuple[str, ...], tuple[str, ...]], Any] = {}
+    users: dict[tuple[tuple[str, ...], tuple[str, ...]], list[Format]] = {}
     for name, rule in _rules():
-        key = (rule.native, rule.foreign)
-        if rule.native != rule.foreign and key not in compiled:
-            compiled[key] = _compile(name, rule)
-    return list(compiled.values())
+        if rule.native != rule.foreign:
+            users.setdefault((rule.native, tuple(map(_bare, rule.foreign))), []).append(name)
+    return [_compile(tuple(dict.fromkeys(names)), *sides) for sides, names in users.items()]
+
+
+def _bare(name: str) -> str:
+    """A foreign name without the prefix that files of a decoder without its head leave out."""
+    return name.removeprefix("glm.")
 
 
 def _rules() -> Iterator[tuple[Format, Rule]]:
@@ -47,6 +51,8 @@ def _rules() -> Iterator[tuple[Format, Rule]]:
         for name, fmt in TABLES.items():
             if not cannot_express(spec, name):
                 yield from ((name, rule) for rule in fmt.table(spec))
+    for name, kind in (("chatglm-6b", _CHATGLM_6B), ("glm-10b", _GLM_10B)):
+        yield from ((name, rule) for rule in TABLES[name].table(_TINY.replace(**kind)))
 
 
 _TINY = DecoderSpec(
@@ -62,14 +68,31 @@ _PAIRINGS: tuple[dict[str, Any], ...] = (
     {"rotary_pairing": "interleaved", "partial_rotary_factor": 0.5},
     {"rotary_pairing": "halves", "partial_rotary_factor": 1.0},
 )
+_LAYER_NORM: dict[str, Any] = {
+    "norm": "layer",
+    "attention_mask": "prefix",
+    "output_bias": True,
+    "mlp_bias": True,
+    "num_key_value_heads": 2,
+    "rotary_pairing": "halves",
+    "partial_rotary_factor": 1.0,
+}
+_GLM_10B = {**_LAYER_NORM, "feed_forward": "gelu_erf", "positions": "learned_2d", "tie_word_embeddings": True}
+_CHATGLM_6B = {
+    **_LAYER_NORM,
+    "residual": "scaled",
+    "residual_scale": 1.0,
+    "feed_forward": "gelu_tanh",
+    "positions": "rotary_2d",
+}
 
 
-def _compile(fmt: Format, rule: Rule) -> Any:
-    sources = [_source(name) for name in rule.foreign]
-    targets = [name.replace("{layer}", r"\1") for name in rule.native]
+def _compile(fmts: tuple[Format, ...], native: tuple[str, ...], foreign: tuple[str, ...]) -> Any:
+    sources = [_source(name) for name in foreign]
+    targets = [name.replace("{layer}", r"\1") for name in native]
     if len(sources) == len(targets) == 1:
         return WeightRenaming(sources[0], targets[0])
-    return WeightConverter(sources, targets, [ApplyLayout(fmt, rule.native, rule.foreign)])
+    return WeightConverter(sources, targets, [ApplyLayout(fmts, native, foreign)])
 
 
 def _source(name: str) -> str:
@@ -77,14 +100,21 @@ def _source(name: str) -> str:
     pattern = re.escape(name).replace(r"\{layer\}", r"(\d+)")
     if name.startswith("model."):
         pattern = r"(?:model\.)?" + pattern.removeprefix(r"model\.")
+    if name.startswith(
+        ("transformer.layers.", "transformer.final", "transformer.position", "transformer.block", "word_")
+    ):
+        pattern = r"(?:glm\.)?" + pattern
     return f"^{pattern}$"
 
 
 @dataclass
 class ApplyLayout(ConversionOps):
-    """The layout of one rule, from foreign to native, with the sizes of the model's own spec."""
+    """The layout of one rule, from foreign to native, with the sizes of the model's own spec.
 
-    fmt: Format
+    ``fmts`` are the formats that have these names; which of them a file is follows from the spec.
+    """
+
+    fmts: tuple[Format, ...]
     native: tuple[str, ...]
     foreign: tuple[str, ...]
 
@@ -127,5 +157,7 @@ class ApplyLayout(ConversionOps):
         return match[1], match[2]
 
     def _layout(self, spec: DecoderSpec) -> Any:
-        rules = TABLES[self.fmt].table(spec.replace(tie_word_embeddings=False))
-        return next(rule.layout for rule in rules if (rule.native, rule.foreign) == (self.native, self.foreign))
+        fmt = next((fmt for fmt in self.fmts if not cannot_express(spec, fmt)), self.fmts[0])
+        rules = TABLES[fmt].table(spec if fmt == "glm-10b" else spec.replace(tie_word_embeddings=False))
+        sides = (self.native, self.foreign)
+        return next(rule.layout for rule in rules if (rule.native, tuple(map(_bare, rule.foreign))) == sides)

@@ -10,8 +10,9 @@ from collections.abc import Callable
 from typing import Any, cast
 
 from glmlike.errors import CannotExpressError, ConfigError, SpecError
-from glmlike.hub_json import chatglm, llama_style
+from glmlike.hub_json import chatglm, early, llama_style
 from glmlike.hub_json.chatglm import CHATGLM_FIELDS, rope_ratio_is_ambiguous
+from glmlike.hub_json.early import token_ids
 from glmlike.hub_json.fields import FORMATS, Config, Format, Generation, head_dim
 from glmlike.spec import DecoderSpec
 
@@ -29,14 +30,16 @@ __all__ = [
     "head_dim",
     "read_spec",
     "rope_ratio_is_ambiguous",
+    "token_ids",
     "write_config",
 ]
 
-FUSED_FORMATS: frozenset[Format] = frozenset({"chatglm", "glm", "glm4"})
+FUSED_FORMATS: frozenset[Format] = frozenset({"glm-10b", "chatglm-6b", "chatglm", "glm", "glm4"})
 """Formats whose files hold several native matrices as one: these cannot be read by tensor-parallel or FSDP loading."""
 
 CARRIED = (
     *("bos_token_id", "eos_token_id", "pad_token_id", "dtype", "initializer_range", "use_cache", "attention_dropout"),
+    *("mask_token_id", "smask_token_id", "gmask_token_id", "sop_token_id"),
     *("id2label", "label2id", "problem_type", "classifier_dropout", "quantization_config"),
 )
 """Config fields that are not the decoder's shape and travel unchanged between formats (``torch_dtype``: ``dtype``)."""
@@ -51,15 +54,12 @@ def detect(config: Config, where: str = "config.json") -> Format:
     model_type = config.get("model_type")
     if model_type == "chatglm":
         return chatglm.detect(config, where)
-    if model_type == "glm" and "intermediate_size" not in config:
-        raise ConfigError(
-            f"{where}: model_type='glm' without 'intermediate_size' is the GLM-10B family (learned 2-D positions), "
-            "not transformers' native glm; this version does not read it. Known here: " + ", ".join(FORMATS) + "."
-        )
+    if model_type == "glm" and early.is_glm_10b(config):
+        return "glm-10b"
     if model_type in FORMATS:
         return cast(Format, model_type)
     known = ", ".join(FORMATS)
-    raise ConfigError(f"{where}: model_type={model_type!r}; known: {known}. Pass a folder of one of these.")
+    raise ConfigError(f"{where}: model_type={model_type!r}; known formats: {known}. Pass a folder of one of these.")
 
 
 def read_spec(config: Config, where: str = "config.json", *, generation: Generation | None = None) -> DecoderSpec:
@@ -105,6 +105,8 @@ def cannot_express(spec: DecoderSpec, fmt: Format) -> list[str]:
     ]
     if fmt == "llama" and spec.qkv_bias != spec.output_bias:
         found.append(f"qkv_bias={spec.qkv_bias} with output_bias={spec.output_bias} (llama has one switch for both)")
+    if fmt in ("chatglm-6b", "glm-10b"):
+        found += early.obstacles(spec)
     if fmt == "chatglm":
         found += chatglm.rope_obstacles(spec)
     return found
@@ -112,11 +114,20 @@ def cannot_express(spec: DecoderSpec, fmt: Format) -> list[str]:
 
 def carried_fields(config: Config) -> dict[str, Any]:
     """The fields of ``config`` that travel unchanged between formats (see ``CARRIED``)."""
+    config = {**config, **early.token_ids(config)}
     renamed = {"dtype" if key == "torch_dtype" else key: value for key, value in config.items()}
     return {key: renamed[key] for key in CARRIED if renamed.get(key) is not None}
 
 
-_NO_EXTRA_BIAS: dict[str, tuple[Any, ...]] = {"output_bias": (False,), "mlp_bias": (False,)}
+# What the causal formats have no field for, since none of their models differs in it.
+_CAUSAL: dict[str, tuple[Any, ...]] = {
+    "norm": ("rms",),
+    "feed_forward": ("swiglu",),
+    "positions": ("rotary",),
+    "rotary_precision": ("float32",),
+    "attention_mask": ("causal",),
+}
+_NO_EXTRA_BIAS: dict[str, tuple[Any, ...]] = {**_CAUSAL, "output_bias": (False,), "mlp_bias": (False,)}
 _GLM_ROTARY: dict[str, tuple[Any, ...]] = {"rotary_pairing": ("interleaved",), "layer_types": (None,)}
 _HALVES: dict[str, tuple[Any, ...]] = {
     "rotary_pairing": ("halves",),
@@ -125,15 +136,30 @@ _HALVES: dict[str, tuple[Any, ...]] = {
 }
 _EXPRESSIBLE: dict[Format, dict[str, tuple[Any, ...]]] = {
     "glmlike": {},
+    "glm-10b": {
+        **{name: (value,) for name, value in early.GLM_10B.items()},
+        "residual": ("pre",),
+        "tie_word_embeddings": (True,),
+        "norm_eps": (1e-5,),
+        "layer_types": (None,),
+    },
+    "chatglm-6b": {
+        **{name: (value,) for name, value in early.CHATGLM_6B.items()},
+        "tie_word_embeddings": (False,),
+        "rope_theta": (10_000.0,),
+        "layer_types": (None,),
+    },
     "chatglm": {"residual": ("pre",), "partial_rotary_factor": (0.5,), **_GLM_ROTARY, **_NO_EXTRA_BIAS},
     "glm": {"residual": ("pre",), **_GLM_ROTARY, **_NO_EXTRA_BIAS},
     "glm4": {"residual": ("sandwich",), **_GLM_ROTARY, **_NO_EXTRA_BIAS},
-    "llama": {"layer_types": (None,), **_HALVES},
+    "llama": {"layer_types": (None,), **_CAUSAL, **_HALVES},
     "qwen2": {"qkv_bias": (True,), **_HALVES, **_NO_EXTRA_BIAS},
 }
 
 _READERS: dict[Format, Callable[[Config, str, Generation | None], DecoderSpec]] = {
     "glmlike": llama_style.read_glmlike,
+    "glm-10b": early.read_glm_10b,
+    "chatglm-6b": early.read_chatglm_6b,
     "chatglm": chatglm.read,
     "glm": llama_style.read_glm,
     "glm4": llama_style.read_glm,
@@ -142,6 +168,8 @@ _READERS: dict[Format, Callable[[Config, str, Generation | None], DecoderSpec]] 
 }
 _WRITERS: dict[Format, Callable[[DecoderSpec], dict[str, Any]]] = {
     "glmlike": llama_style.write_glmlike,
+    "glm-10b": early.write_glm_10b,
+    "chatglm-6b": early.write_chatglm_6b,
     "chatglm": chatglm.write,
     "glm": llama_style.write_glm,
     "glm4": llama_style.write_glm4,

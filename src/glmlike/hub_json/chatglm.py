@@ -8,7 +8,8 @@ from __future__ import annotations
 from typing import Any, cast, get_args
 
 from glmlike.errors import ConfigError
-from glmlike.hub_json.fields import FORMATS, Config, Format, Generation, agree, need, number, or_default
+from glmlike.hub_json.early import is_chatglm_6b
+from glmlike.hub_json.fields import Config, Format, Generation, agree, need, number, or_default
 from glmlike.spec import DecoderSpec, freeze_rope
 
 CHATGLM_FIELDS = frozenset(
@@ -37,14 +38,11 @@ _FIXED: dict[str, Any] = {
 
 
 def detect(config: Config, where: str) -> Format:
-    """``"chatglm"``, or a ConfigError that names the generation this version does not read."""
+    """``"chatglm"`` or ``"chatglm-6b"``, or a ConfigError that names what this version does not read."""
     if "vision_config" in config:
         raise ConfigError(f"{where}: GLM-4V (has 'vision_config'): this version reads text checkpoints only.")
-    if "position_encoding_2d" in config or "inner_hidden_size" in config:
-        raise ConfigError(
-            f"{where}: ChatGLM-6B (has 'position_encoding_2d' or 'inner_hidden_size'): this version does not read it. "
-            f"Known here: {', '.join(FORMATS)}."
-        )
+    if is_chatglm_6b(config):
+        return "chatglm-6b"
     if "padded_vocab_size" not in config and "ffn_hidden_size" not in config:
         raise ConfigError(
             f"{where}: model_type='chatglm' with neither 'padded_vocab_size' (ChatGLM2, ChatGLM3, GLM-4) nor "

@@ -12,7 +12,7 @@ from glmlike.spec import DecoderSpec, freeze_rope
 
 def read_glmlike(config: Config, where: str, _: Generation | None) -> DecoderSpec:
     """The decoder of one of our own config.json files."""
-    choices = ("norm", "residual", "feed_forward", "positions", "rotary_pairing", "attention_mask")
+    choices = ("norm", "residual", "residual_scale", "feed_forward", "positions", "rotary_pairing", "rotary_precision")
     layer_types, window = config.get("layer_types"), config.get("sliding_window")
     if layer_types is None and window is not None:  # transformers' caches read it so: every layer slides
         layer_types = ("sliding_attention",) * _layer_count(config)
@@ -25,7 +25,7 @@ def read_glmlike(config: Config, where: str, _: Generation | None) -> DecoderSpe
         mlp_bias=or_default(config.get("mlp_bias"), False),
         layer_types=layer_types,
         sliding_window=window,
-        **{name: config[name] for name in choices if name in config},
+        **{name: config[name] for name in (*choices, "attention_mask") if name in config},
     )
 
 
@@ -158,9 +158,11 @@ def write_glmlike(spec: DecoderSpec) -> dict[str, Any]:
         **_write_llama_style(spec, "glmlike", "GlmLikeForCausalLM"),
         "norm": spec.norm,
         "residual": spec.residual,
+        "residual_scale": spec.residual_scale,
         "feed_forward": spec.feed_forward,
         "positions": spec.positions,
         "rotary_pairing": spec.rotary_pairing,
+        "rotary_precision": spec.rotary_precision,
         "attention_mask": spec.attention_mask,
         "attention_bias": spec.qkv_bias,
         "attention_output_bias": spec.output_bias,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from glmlike.checkpoint.formats import chatglm2, glm, glm4, glmlike, llama, qwen2
+from glmlike.checkpoint.formats import chatglm1, chatglm2, glm, glm4, glm10b, glmlike, llama, qwen2
 from glmlike.checkpoint.native import native_shapes
 from glmlike.checkpoint.rules import PLACEHOLDER, Rule, plan
 from glmlike.hub_json import Format
@@ -54,6 +54,8 @@ class FormatTable:
 
 TABLES: dict[Format, FormatTable] = {
     "glmlike": FormatTable("glmlike", glmlike.table, glmlike.DROPPED),
+    "glm-10b": FormatTable("glm-10b", glm10b.table, glm10b.DROPPED),
+    "chatglm-6b": FormatTable("chatglm-6b", chatglm1.table, chatglm1.DROPPED),
     "chatglm": FormatTable("chatglm", chatglm2.table, chatglm2.DROPPED),
     "glm": FormatTable("glm", glm.table, glm.DROPPED),
     "glm4": FormatTable("glm4", glm4.table, glm4.DROPPED),

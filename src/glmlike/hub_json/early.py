@@ -1,0 +1,176 @@
+"""ChatGLM-6B (``model_type: "chatglm"``) and the GLM-10B line (``model_type: "glm"``): blank infilling, LayerNorm.
+
+Field names are those of the published configs. Facts that no field states: LayerNorm; both models' activations; the
+residual factor of ChatGLM-6B, ``sqrt(2 * layers)`` for the published 28 layers (its code says 28 at any depth, so a
+model of another depth that was trained with that code needs ``residual_scale`` in its config); GLM-10B's tied head, and
+its tables of ``max_sequence_length + 1`` rows.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+from glmlike.errors import ConfigError
+from glmlike.hub_json.fields import Config, Generation, agree, need, or_default
+from glmlike.spec import DecoderSpec
+
+_LAYER_NORM: dict[str, Any] = {
+    "norm": "layer",
+    "attention_mask": "prefix",
+    "qkv_bias": True,
+    "output_bias": True,
+    "mlp_bias": True,
+    "rotary_pairing": "halves",
+    "partial_rotary_factor": 1.0,
+}
+CHATGLM_6B: dict[str, Any] = {
+    **_LAYER_NORM,
+    "residual": "scaled",
+    "feed_forward": "gelu_tanh",
+    "positions": "rotary_2d",
+    "rotary_precision": "float16",
+}
+GLM_10B: dict[str, Any] = {**_LAYER_NORM, "feed_forward": "gelu_erf", "positions": "learned_2d"}
+
+# Token ids of the GLM-10B line follow from its vocabulary; two Chinese ones share a size and differ, so they say them.
+_GLM_TOKENS: dict[int, dict[str, int]] = {
+    50_304: {"mask_token_id": 50_260, "gmask_token_id": 50_263, "smask_token_id": 50_264, "sop_token_id": 50_257}
+    | {"eos_token_id": 50_258, "pad_token_id": 50_256},
+    30_592: {"mask_token_id": 103, "gmask_token_id": 30_524, "smask_token_id": 30_525, "sop_token_id": 30_522}
+    | {"eos_token_id": 30_523, "pad_token_id": 0},
+}
+
+
+def is_chatglm_6b(config: Config) -> bool:
+    """Whether a config is ChatGLM-6B's."""
+    return config.get("model_type") == "chatglm" and ("position_encoding_2d" in config or "inner_hidden_size" in config)
+
+
+def is_glm_10b(config: Config) -> bool:
+    """Whether a config is of the GLM-10B line; transformers' own ``glm`` has other fields."""
+    early = "block_position_encoding" in config or "max_sequence_length" in config
+    return config.get("model_type") == "glm" and early and "intermediate_size" not in config
+
+
+def read_chatglm_6b(config: Config, where: str, _: Generation | None) -> DecoderSpec:
+    """The decoder of a ChatGLM-6B config."""
+    if not or_default(config.get("position_encoding_2d"), True):
+        raise ConfigError(
+            f"{where}: position_encoding_2d=false: every published ChatGLM-6B has it. Correct the config."
+        )
+    if config.get("vocab_size") == 150_528:
+        raise ConfigError(
+            f"{where}: vocab_size=150528: the first release of ChatGLM-6B, whose 20000 image tokens were later "
+            "removed. This version reads v1.1 and slim (130528); load one of these."
+        )
+    heads, hidden = need(config, "num_attention_heads", where), need(config, "hidden_size", where)
+    num_layers = agree(config, ("num_layers", "num_hidden_layers"), where)
+    layers = num_layers if isinstance(num_layers, int) and num_layers > 0 else 1  # the spec refuses anything else
+    return DecoderSpec(
+        vocab_size=need(config, "vocab_size", where),
+        hidden_size=hidden,
+        intermediate_size=or_default(
+            config.get("inner_hidden_size"), 4 * hidden if isinstance(hidden, int) else hidden
+        ),
+        num_hidden_layers=num_layers,
+        num_attention_heads=heads,
+        num_key_value_heads=heads,
+        head_dim=_head_dim(hidden, heads, where),
+        max_position_embeddings=or_default(config.get("max_sequence_length"), 2048),
+        norm_eps=or_default(config.get("layernorm_epsilon"), 1e-5),
+        residual_scale=or_default(config.get("residual_scale"), math.sqrt(2 * layers)),
+        tie_word_embeddings=or_default(config.get("tie_word_embeddings"), False),
+        **CHATGLM_6B,
+    )
+
+
+def read_glm_10b(config: Config, where: str, _: Generation | None) -> DecoderSpec:
+    """The decoder of a config of the GLM-10B line."""
+    for name, expected in (("relative_encoding", False), ("block_position_encoding", True), ("attention_scale", 1.0)):
+        if or_default(config.get(name), expected) != expected:
+            raise ConfigError(f"{where}: {name}={config[name]!r}: every published checkpoint has {expected!r}.")
+    heads, hidden = need(config, "num_attention_heads", where), need(config, "hidden_size", where)
+    return DecoderSpec(
+        vocab_size=need(config, "vocab_size", where),
+        hidden_size=hidden,
+        intermediate_size=4 * hidden if isinstance(hidden, int) else hidden,
+        num_hidden_layers=agree(config, ("num_layers", "num_hidden_layers"), where),
+        num_attention_heads=heads,
+        num_key_value_heads=heads,
+        head_dim=_head_dim(hidden, heads, where),
+        max_position_embeddings=need(config, "max_sequence_length", where),
+        tie_word_embeddings=True,
+        **GLM_10B,
+    )
+
+
+def _head_dim(hidden: Any, heads: Any, where: str) -> int:
+    if not isinstance(hidden, int) or not isinstance(heads, int) or heads < 1 or hidden % heads:
+        raise ConfigError(
+            f"{where}: hidden_size={hidden} is not divisible by num_attention_heads={heads}. Correct one."
+        )
+    return hidden // heads
+
+
+def write_chatglm_6b(spec: DecoderSpec) -> dict[str, Any]:
+    """The architecture fields of a ChatGLM-6B config; ``residual_scale`` beside them, which the original fixes."""
+    return {
+        "model_type": "chatglm",
+        "architectures": ["ChatGLMModel"],
+        "num_layers": spec.num_hidden_layers,
+        "vocab_size": spec.vocab_size,
+        "hidden_size": spec.hidden_size,
+        "inner_hidden_size": spec.intermediate_size,
+        "num_attention_heads": spec.num_attention_heads,
+        "max_sequence_length": spec.max_position_embeddings,
+        "layernorm_epsilon": spec.norm_eps,
+        "position_encoding_2d": True,
+        "residual_scale": spec.residual_scale,
+    }
+
+
+def write_glm_10b(spec: DecoderSpec) -> dict[str, Any]:
+    """The architecture fields of a config of the GLM-10B line."""
+    return {
+        "model_type": "glm",
+        "architectures": ["GLMModel"],
+        "num_layers": spec.num_hidden_layers,
+        "vocab_size": spec.vocab_size,
+        "hidden_size": spec.hidden_size,
+        "num_attention_heads": spec.num_attention_heads,
+        "max_sequence_length": spec.max_position_embeddings,
+        "block_position_encoding": True,
+        "relative_encoding": False,
+        "attention_scale": 1.0,
+    }
+
+
+def obstacles(spec: DecoderSpec) -> list[str]:
+    """Sizes that follow from others in both configs, and here do not."""
+    found = []
+    if spec.num_key_value_heads != spec.num_attention_heads:
+        found.append(
+            f"num_key_value_heads={spec.num_key_value_heads} (one for each of {spec.num_attention_heads} heads)"
+        )
+    if spec.query_size != spec.hidden_size:
+        found.append(f"head_dim={spec.head_dim} (hidden_size / num_attention_heads)")
+    if spec.positions == "learned_2d" and spec.intermediate_size != 4 * spec.hidden_size:
+        found.append(f"intermediate_size={spec.intermediate_size} (4 x hidden_size)")
+    return found
+
+
+def token_ids(config: Config) -> dict[str, Any]:
+    """The ids of blanks and of the start of a piece under our names, where the config or its vocabulary says them."""
+    if is_glm_10b(config):
+        return {**_GLM_TOKENS.get(config.get("vocab_size", 0), {}), **_said(config)}
+    if not is_chatglm_6b(config):
+        return {}
+    smask = {"smask_token_id": 130_002} if config.get("vocab_size") == 130_528 else {}
+    start = {} if config.get("bos_token_id") is None else {"sop_token_id": config["bos_token_id"]}
+    return {**smask, **start, **_said(config)}
+
+
+def _said(config: Config) -> dict[str, Any]:
+    names = ("mask_token_id", "smask_token_id", "gmask_token_id", "sop_token_id")
+    return {name: config[name] for name in names if config.get(name) is not None}
