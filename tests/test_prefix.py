@@ -191,6 +191,15 @@ def test_flash_attention_is_refused_with_the_reason(model: Any) -> None:
         model(row(5, MASK, SOP))
 
 
+def test_continuous_batching_is_refused_with_the_reason(make: Callable[..., Any]) -> None:
+    class Paged:
+        """As much of transformers' PagedAttentionCache as the decoder looks at."""
+
+    model = make(SPECS["chatglm-6b"])
+    with pytest.raises(ConfigError, match="packs rows without their contexts.*Use generate"):
+        model(row(5, MASK, SOP), cache=Paged())
+
+
 def test_gradients_flow_with_activation_checkpointing(model: Any) -> None:
     ids, gradients = row(5, 6, MASK, 8, SOP, 9, 10), []
     model.train()

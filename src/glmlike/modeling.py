@@ -219,16 +219,17 @@ class GlmLikeModel(GlmLikePreTrainedModel):
             inputs_embeds = self.embed_tokens(input_ids)
         if use_cache and past_key_values is None:
             past_key_values = DynamicCache(config=self.config)
-        seen = past_key_values.get_seq_length() if past_key_values is not None else 0
+        if self.config.attention_mask == "prefix":
+            _refuse_paged(past_key_values, kwargs.get("cache"))
         if position_ids is None:
-            position_ids = self._positions(input_ids, inputs_embeds, attention_mask, seen)
+            position_ids = self._positions(input_ids, inputs_embeds, attention_mask, past_key_values)
         elif self.config.positions in ("rotary_2d", "learned_2d") and position_ids.ndim != 3:
             raise ValueError(
                 f"position_ids {list(position_ids.shape)}: this decoder has two-dimensional positions, [B, 2, T]. "
                 "Leave them out, or pass those of model.infilling_positions(input_ids)."
             )
 
-        blocks = self._context_blocks(input_ids, attention_mask, seen)
+        blocks = self._context_blocks(input_ids, attention_mask, past_key_values)
         masks = self._masks(attention_mask, inputs_embeds, past_key_values, position_ids, blocks)
         hidden_states = inputs_embeds
         position_embeddings = None
@@ -249,12 +250,15 @@ class GlmLikeModel(GlmLikePreTrainedModel):
         hidden_states = self.norm(hidden_states)
         return BaseModelOutputWithPast(last_hidden_state=hidden_states, **{CACHE: past_key_values})
 
-    def _positions(self, input_ids: Any, inputs_embeds: Tensor, attention_mask: Any, seen: int) -> Tensor:
+    def _positions(
+        self, input_ids: Any, inputs_embeds: Tensor, attention_mask: Any, past_key_values: Cache | None
+    ) -> Tensor:
         """Positions of tokens that come without: plain ones, or those of blank infilling.
 
         Raises:
             ValueError: the positions of an infilling decoder depend on tokens that are not at hand.
         """
+        seen = past_key_values.get_seq_length() if past_key_values is not None else 0
         if self.config.attention_mask == "causal":
             return (torch.arange(inputs_embeds.shape[1], device=inputs_embeds.device) + seen).unsqueeze(0)
         if input_ids is None or seen:
@@ -266,10 +270,12 @@ class GlmLikeModel(GlmLikePreTrainedModel):
         padding = attention_mask if isinstance(attention_mask, Tensor) and attention_mask.ndim == 2 else None
         return infilling_positions(input_ids, padding, self.config)
 
-    def _context_blocks(self, input_ids: Any, attention_mask: Any, seen: int) -> Tensor | None:
+    def _context_blocks(self, input_ids: Any, attention_mask: Any, past_key_values: Cache | None) -> Tensor | None:
         """Which tokens see each other both ways; None where none do, or where a ready mask says it."""
         ready = isinstance(attention_mask, dict) or (isinstance(attention_mask, Tensor) and attention_mask.ndim == 4)
-        if self.config.attention_mask == "causal" or input_ids is None or ready or seen:
+        if self.config.attention_mask == "causal" or input_ids is None or ready:
+            return None
+        if past_key_values is not None and past_key_values.get_seq_length() > 0:
             return None
         return context_blocks(input_ids, attention_mask, self.config)
 
@@ -305,6 +311,14 @@ def _refuse_flash(attention: str | None) -> None:
         raise ConfigError(
             f"attn_implementation={attention!r} with attention_mask='prefix': flash attention takes no mask, so the "
             "context would silently be read in one direction. Use 'sdpa', 'eager' or 'flex_attention'."
+        )
+
+
+def _refuse_paged(*caches: Any) -> None:
+    if any(cache is not None and not hasattr(cache, "get_seq_length") for cache in caches):
+        raise ConfigError(
+            "continuous batching (generate_batch) with attention_mask='prefix': its paged cache packs rows without "
+            "their contexts, which would silently be read in one direction. Use generate, with any mix of rows in a batch."
         )
 
 

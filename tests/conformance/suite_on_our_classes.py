@@ -127,7 +127,7 @@ class Infilling(_Kind, unittest.TestCase):
         reasons = {
             "inputs_embeds": "ours: positions follow from token ids; embeddings alone are refused (test_prefix.py)",
             "rope": "ours: two-dimensional positions have the plain rope; others are refused (test_spec.py)",
-            "eager_matches_sdpa": "ours: the suite sets a window, refused here (test_spec.py); test_prefix.py compares them",
+            "eager_matches_sdpa": "ours: the suite sets a window, refused here (test_spec.py); see test_prefix.py",
         }
         for part, reason in reasons.items():
             if part in self._testMethodName:
