@@ -35,7 +35,7 @@ MAY: dict[str, set[str]] = {
         "huggingface_hub",
     },
     "norms": {"torch", "transformers", "glmlike.configuration"},
-    "prefix": {"torch", "glmlike.configuration"},
+    "prefix": {"torch", "glmlike.configuration", "glmlike.errors"},
     "feed_forward": {"torch", "transformers", "glmlike.configuration"},
     "rotary": {"torch", "transformers", "glmlike.configuration"},
     "attention": {"torch", "transformers", "glmlike.configuration", "glmlike.rotary"},

@@ -39,7 +39,7 @@ from glmlike.errors import ConfigError
 from glmlike.feed_forward import GlmLikeMLP
 from glmlike.loading import one_sentence, require_decoder, require_shapes, resolve_config, warn_about_cpu_float16
 from glmlike.norms import build_norm
-from glmlike.prefix import context_blocks, infilling_positions
+from glmlike.prefix import additive, context_blocks, infilling_positions, refuse_flash, refuse_paged
 from glmlike.renamed import CACHE, takes_cache
 from glmlike.rotary import GlmLikeRotaryEmbedding
 
@@ -220,7 +220,7 @@ class GlmLikeModel(GlmLikePreTrainedModel):
         if use_cache and past_key_values is None:
             past_key_values = DynamicCache(config=self.config)
         if self.config.attention_mask == "prefix":
-            _refuse_paged(past_key_values, kwargs.get("cache"))
+            refuse_paged(past_key_values, kwargs.get("cache"))
         if position_ids is None:
             position_ids = self._positions(input_ids, inputs_embeds, attention_mask, past_key_values)
         elif self.config.positions in ("rotary_2d", "learned_2d") and position_ids.ndim != 3:
@@ -298,35 +298,12 @@ class GlmLikeModel(GlmLikePreTrainedModel):
             CACHE: past_key_values,
         }
         if self.config.attention_mask == "prefix":
-            _refuse_flash(self.config._attn_implementation)
+            refuse_flash(self.config._attn_implementation)
             # Repeated positions are blanks here, not the beginning of another packed row.
-            arguments |= {"position_ids": None, "attention_mask": _additive(attention_mask, inputs_embeds)}
+            arguments |= {"position_ids": None, "attention_mask": additive(attention_mask, inputs_embeds)}
             return {"full_attention": create_causal_mask(**arguments, block_sequence_ids=blocks)}
         makers = {"full_attention": create_causal_mask, "sliding_attention": create_sliding_window_causal_mask}
         return {layer_type: makers[layer_type](**arguments) for layer_type in set(self.layer_types)}
-
-
-def _refuse_flash(attention: str | None) -> None:
-    if attention is not None and "flash" in attention:
-        raise ConfigError(
-            f"attn_implementation={attention!r} with attention_mask='prefix': flash attention takes no mask, so the "
-            "context would silently be read in one direction. Use 'sdpa', 'eager' or 'flex_attention'."
-        )
-
-
-def _refuse_paged(*caches: Any) -> None:
-    if any(cache is not None and not hasattr(cache, "get_seq_length") for cache in caches):
-        raise ConfigError(
-            "continuous batching (generate_batch) with attention_mask='prefix': its paged cache packs rows without "
-            "their contexts, which would silently be read in one direction. Use generate, with any mix of rows in a batch."
-        )
-
-
-def _additive(attention_mask: Any, like: Tensor) -> Any:
-    """A ready bool mask [B, 1, T, S] (True: may attend) as the numbers every attention implementation adds."""
-    if not isinstance(attention_mask, Tensor) or attention_mask.ndim != 4 or attention_mask.dtype != torch.bool:
-        return attention_mask
-    return torch.zeros_like(attention_mask, dtype=like.dtype).masked_fill(~attention_mask, torch.finfo(like.dtype).min)
 
 
 @auto_docstring(

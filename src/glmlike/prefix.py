@@ -8,10 +8,13 @@ coordinate. Shapes: B rows, T tokens.
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
 from glmlike.configuration import GlmLikeConfig
+from glmlike.errors import ConfigError
 
 
 def infilling_positions(input_ids: Tensor, attention_mask: Tensor | None, config: GlmLikeConfig) -> Tensor:
@@ -50,6 +53,31 @@ def context_blocks(input_ids: Tensor, attention_mask: Tensor | None, config: Glm
     starts = _is_start(input_ids, real, config)
     context = (starts.cumsum(-1) == 0) & starts.any(-1, keepdim=True) & real.bool()
     return torch.where(context, 0, -1)
+
+
+def refuse_flash(attention: str | None) -> None:
+    """Raise ConfigError for an attention implementation that would drop the context's mask."""
+    if attention is not None and "flash" in attention:
+        raise ConfigError(
+            f"attn_implementation={attention!r} with attention_mask='prefix': flash attention takes no mask, so the "
+            "context would silently be read in one direction. Use 'sdpa', 'eager' or 'flex_attention'."
+        )
+
+
+def refuse_paged(*caches: Any) -> None:
+    """Raise ConfigError when one of the caches is that of continuous batching."""
+    if any(cache is not None and not hasattr(cache, "get_seq_length") for cache in caches):
+        raise ConfigError(
+            "continuous batching (generate_batch) with attention_mask='prefix': its paged cache packs rows without "
+            "their contexts, which would silently be read one way. Use generate; its batches may mix rows of any kind."
+        )
+
+
+def additive(attention_mask: Any, like: Tensor) -> Any:
+    """A ready bool mask [B, 1, T, S] (True: may attend) as the numbers every attention implementation adds."""
+    if not isinstance(attention_mask, Tensor) or attention_mask.ndim != 4 or attention_mask.dtype != torch.bool:
+        return attention_mask
+    return torch.zeros_like(attention_mask, dtype=like.dtype).masked_fill(~attention_mask, torch.finfo(like.dtype).min)
 
 
 def _is_start(input_ids: Tensor, real: Tensor, config: GlmLikeConfig) -> Tensor:
