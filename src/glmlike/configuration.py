@@ -140,7 +140,7 @@ class GlmLikeConfig(PreTrainedConfig):
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: str | PathLike[str], *args: Any, **kwargs: Any) -> Any:
-        """The config of a folder or Hub id in any known format (glmlike, chatglm, glm, glm4, llama, qwen2).
+        """The config of a folder or Hub id in any known format, translated to ours.
 
         Raises:
             ConfigError: the config.json names no known format.
