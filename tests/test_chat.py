@@ -10,6 +10,7 @@ import pytest
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
+from glmlike.chat import full_width_beside_chinese
 from glmlike.modeling import ChatGLMForConditionalGeneration
 from specs import SPECS
 
@@ -58,6 +59,22 @@ def test_rounds_when_it_has_none(model: Any, tokenizer: Any) -> None:
     prompt = tokenizer("[Round 1]\n\n问：a\n\n答：b\n\n[Round 2]\n\n问：你好\n\n答：", return_tensors="pt")
     generated = model.generate(**prompt, **GREEDY)[0, prompt["input_ids"].shape[1] :]
     assert reply == tokenizer.decode(generated, skip_special_tokens=True).strip()
+
+
+def test_chatglm_6b_has_its_own_rounds(make: Callable[..., Any], tokenizer: Any) -> None:
+    """No round for the first query, then rounds from 0 (modeling_chatglm.py, chat)."""
+    model = make(SPECS["chatglm-6b"].replace(vocab_size=len(tokenizer), max_position_embeddings=512), eos_token_id=None)
+    for past, text in (([], "你好"), ([("a", "b")], "[Round 0]\n问：a\n答：b\n[Round 1]\n问：你好\n答：")):
+        reply, history = model.chat(tokenizer, "你好", history=past, **GREEDY)
+        assert history == [*past, ("你好", reply)]
+        prompt = tokenizer(text, return_tensors="pt")
+        generated = model.generate(**prompt, **GREEDY)[0, prompt["input_ids"].shape[1] :]
+        decoded = tokenizer.decode(generated, skip_special_tokens=True).strip()
+        assert reply == full_width_beside_chinese(decoded)
+
+
+def test_full_width_punctuation_beside_chinese() -> None:
+    assert full_width_beside_chinese("你好,hi, a:b 真的?是!") == "你好，hi, a:b 真的？是！"
 
 
 def test_streaming_grows_to_the_same_reply(model: Any, tokenizer: Any) -> None:

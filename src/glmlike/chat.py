@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import threading
 from collections.abc import Iterator
 from typing import Any
@@ -10,6 +11,7 @@ History = list[Any]
 
 # Sampling values of the originals' signatures (ChatGLM2, ChatGLM3 and GLM-4: modeling_chatglm.py, `chat`).
 _DEFAULTS: dict[str, Any] = {"max_length": 8192, "num_beams": 1, "do_sample": True, "top_p": 0.8, "temperature": 0.8}
+_DEFAULTS_CHATGLM_6B = {**_DEFAULTS, "max_length": 2048, "top_p": 0.7, "temperature": 0.95}
 _TURN_ENDS = ("<|user|>", "<|observation|>")
 
 
@@ -27,7 +29,7 @@ class ChatMixin:
         inputs, turn = _prepare(self, tokenizer, query, history, role)
         output = self.generate(**inputs, **_generation_arguments(self, tokenizer, kwargs))  # type: ignore[attr-defined]
         reply = tokenizer.decode(output[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
-        return _finish(reply, history, query, role, turn)
+        return _finish(self, reply, history, query, role, turn)
 
     def stream_chat(
         self, tokenizer: Any, query: str, history: History | None = None, role: str = "user", **kwargs: Any
@@ -52,7 +54,7 @@ class ChatMixin:
         reply = ""
         for piece in streamer:
             reply += piece
-            yield _finish(reply, history, query, role, turn)
+            yield _finish(self, reply, history, query, role, turn)
         worker.join()
         if failure:
             raise failure[0]
@@ -62,7 +64,7 @@ def _prepare(model: Any, tokenizer: Any, query: str, history: History | None, ro
     """The model's inputs for this turn and the shape of its history: "pair" or "message"."""
     pairs = isinstance(history[0], (tuple, list)) if history else _speaks_in_pairs(tokenizer)
     if pairs:
-        inputs = tokenizer([_rounds(tokenizer, query, history or [])], return_tensors="pt")
+        inputs = tokenizer([_rounds(model, tokenizer, query, history or [])], return_tensors="pt")
     elif hasattr(tokenizer, "build_chat_input"):
         inputs = tokenizer.build_chat_input(query, history=history or [], role=role)
     else:
@@ -79,17 +81,25 @@ def _speaks_in_pairs(tokenizer: Any) -> bool:
     return not has_messages
 
 
-def _rounds(tokenizer: Any, query: str, history: History) -> str:
-    """ChatGLM2's prompt: rounds counted from 1 (tokenization_chatglm.py, `build_prompt`)."""
+def _rounds(model: Any, tokenizer: Any, query: str, history: History) -> str:
+    """The originals' prompts of rounds: counted from 1 by ChatGLM2 (tokenization_chatglm.py, `build_prompt`); from 0 by
+    ChatGLM-6B, and without any round for the first query (modeling_chatglm.py, `chat`)."""
     if hasattr(tokenizer, "build_prompt"):
         return str(tokenizer.build_prompt(query, history=history))
+    if _is_chatglm_6b(model):
+        past = "".join(f"[Round {i}]\n问：{q}\n答：{a}\n" for i, (q, a) in enumerate(history))
+        return f"{past}[Round {len(history)}]\n问：{query}\n答：" if history else query
     past = "".join(f"[Round {i}]\n\n问：{q}\n\n答：{a}\n\n" for i, (q, a) in enumerate(history, start=1))
     return f"{past}[Round {len(history) + 1}]\n\n问：{query}\n\n答："
 
 
+def _is_chatglm_6b(model: Any) -> bool:
+    return bool(model.config.attention_mask == "prefix")
+
+
 def _generation_arguments(model: Any, tokenizer: Any, given: dict[str, Any]) -> dict[str, Any]:
     """The originals' defaults under what the caller gave; generation also stops where a next turn would begin."""
-    arguments = {**_DEFAULTS, **given}
+    arguments = {**(_DEFAULTS_CHATGLM_6B if _is_chatglm_6b(model) else _DEFAULTS), **given}
     if "max_new_tokens" in given and "max_length" not in given:
         del arguments["max_length"]
     if not arguments["do_sample"]:
@@ -103,10 +113,20 @@ def _generation_arguments(model: Any, tokenizer: Any, given: dict[str, Any]) -> 
     return arguments
 
 
-def _finish(reply: str, history: History | None, query: str, role: str, turn: str) -> tuple[str, History]:
+def _finish(model: Any, reply: str, history: History | None, query: str, role: str, turn: str) -> tuple[str, History]:
     """The reply as the originals clean it, and a new history that ends with it."""
     reply = reply.strip().replace("[[训练时间]]", "2023年")
+    if _is_chatglm_6b(model):
+        reply = full_width_beside_chinese(reply)
     past = list(history or [])
     if turn == "pair":
         return reply, [*past, (query, reply)]
     return reply, [*past, {"role": role, "content": query}, {"role": "assistant", "metadata": "", "content": reply}]
+
+
+def full_width_beside_chinese(text: str) -> str:
+    """``, ! : ; ?`` next to a Chinese character in their full-width form (ChatGLM-6B: `process_response`)."""
+    for half, full in zip(",!:;?", "，！：；？", strict=True):
+        text = re.sub(rf"([\u4e00-\u9fff]){re.escape(half)}", rf"\1{full}", text)
+        text = re.sub(rf"{re.escape(half)}([\u4e00-\u9fff])", rf"{full}\1", text)
+    return text
