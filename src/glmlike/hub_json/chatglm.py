@@ -9,7 +9,7 @@ from typing import Any, cast, get_args
 
 from glmlike.errors import ConfigError
 from glmlike.hub_json.early import is_chatglm_6b
-from glmlike.hub_json.fields import Config, Format, Generation, agree, need, number, or_default
+from glmlike.hub_json.fields import Config, Format, Generation, agree, need, number, or_default, refuse_unread
 from glmlike.spec import DecoderSpec, freeze_rope
 
 CHATGLM_FIELDS = frozenset(
@@ -59,9 +59,7 @@ def read(config: Config, where: str, generation: Generation | None) -> DecoderSp
                 f"{where}: {name}={config[name]!r}; every published checkpoint has {expected!r} and nothing else is "
                 "supported. Correct the config or convert the checkpoint with its own tools first."
             )
-    for name, what in (("quantization_bit", "pre-quantized weights"), ("pre_seq_len", "a P-tuning v2 prefix")):
-        if config.get(name):
-            raise ConfigError(f"{where}: {name}={config[name]!r}: {what}, which this version does not read.")
+    refuse_unread(config, where)
     ratio = number(config.get("rope_ratio") or 1, "rope_ratio", where)
     theta = 10_000.0
     scaling: dict[str, Any] = {"rope_type": "default"}

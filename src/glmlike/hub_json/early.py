@@ -12,7 +12,7 @@ import math
 from typing import Any
 
 from glmlike.errors import ConfigError
-from glmlike.hub_json.fields import Config, Generation, agree, need, or_default
+from glmlike.hub_json.fields import Config, Generation, agree, need, or_default, refuse_unread
 from glmlike.spec import DecoderSpec
 
 _LAYER_NORM: dict[str, Any] = {
@@ -55,6 +55,7 @@ def is_glm_10b(config: Config) -> bool:
 
 def read_chatglm_6b(config: Config, where: str, _: Generation | None) -> DecoderSpec:
     """The decoder of a ChatGLM-6B config."""
+    refuse_unread(config, where)
     if not or_default(config.get("position_encoding_2d"), True):
         raise ConfigError(
             f"{where}: position_encoding_2d=false: every published ChatGLM-6B has it. Correct the config."
@@ -62,7 +63,7 @@ def read_chatglm_6b(config: Config, where: str, _: Generation | None) -> Decoder
     if config.get("vocab_size") == 150_528:
         raise ConfigError(
             f"{where}: vocab_size=150528: the first release of ChatGLM-6B, whose 20000 image tokens were later "
-            "removed. This version reads v1.1 and slim (130528); load one of these."
+            "removed. This version reads v1.1 (130528); load that."
         )
     heads, hidden = need(config, "num_attention_heads", where), need(config, "hidden_size", where)
     num_layers = agree(config, ("num_layers", "num_hidden_layers"), where)

@@ -61,3 +61,10 @@ def number(value: Any, name: str, where: str) -> float:
 def or_default(value: Any, default: Any) -> Any:
     """``default`` where the value is null or absent."""
     return default if value is None else value
+
+
+def refuse_unread(config: Config, where: str) -> None:
+    """Raise ConfigError for contents of ChatGLM repositories that no decoder here has a place for."""
+    for name, what in (("quantization_bit", "pre-quantized weights"), ("pre_seq_len", "a P-tuning v2 prefix")):
+        if config.get(name):
+            raise ConfigError(f"{where}: {name}={config[name]!r}: {what}, which this version does not read.")
