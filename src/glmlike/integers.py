@@ -1,0 +1,34 @@
+"""Integer weights of the pre-quantized ChatGLM and GLM-130B releases: int8, or int4 two to a byte, a scale for each row.
+
+Source: quantization.py of the ChatGLM repositories; quantization/functional.py of THUDM/GLM-130B.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+
+
+def unpack_int4(packed: Tensor) -> Tensor:
+    """[O, I/2] int8, two numbers a byte, to [O, I] int8 in -8..7: the high half holds the even column."""
+    import torch
+
+    low = (packed << 4) >> 4  # the shift back is arithmetic: it brings the sign along
+    return torch.stack((packed >> 4, low), dim=-1).flatten(-2)
+
+
+def pack_int4(weight: Tensor) -> Tensor:
+    """[O, I] int8 in -8..7 to [O, I/2] int8: the inverse of :func:`unpack_int4`."""
+    return (weight[..., 0::2] << 4) | (weight[..., 1::2] & 0x0F)
+
+
+def dequantize(weight: Tensor, scale: Tensor, bits: int, dtype: torch.dtype) -> Tensor:
+    """[O, I] in ``dtype`` of int8 rows [O, I] (``bits=8``) or [O, I/2] (``bits=4``) and their scales [O].
+
+    The product is taken in the scale's own dtype, as the originals' kernels do, and cast afterwards.
+    """
+    rows = unpack_int4(weight) if bits == 4 else weight
+    return (rows.to(scale.dtype) * scale[:, None]).to(dtype)
