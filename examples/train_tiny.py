@@ -1,6 +1,6 @@
-"""Train the embedded model: a tokenizer and a small GLM-recipe decoder on public-domain text, with the HF Trainer.
+"""Train the embedded model: a tokenizer and a small infilling decoder on public-domain text, with the HF Trainer.
 
-    python examples/train_tiny.py --output tiny        # the King James Bible, 409 Chinese poems: half an hour, 2 cores
+    python examples/train_tiny.py --output tiny        # the King James Bible and Chinese poems: an hour on 2 cores
     python examples/train_tiny.py --output mine --text a.txt b.txt --steps 100
 
 Without --text the corpus is read from Debian's packages: apt-get install bible-kjv bible-kjv-text fortunes-zh.
@@ -19,54 +19,68 @@ import subprocess
 import tempfile
 import time
 from collections.abc import Sequence
+from dataclasses import asdict
 from itertools import groupby
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-from torch import Tensor
-from torch.utils.data import Dataset
+from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import (
     AutoModelForCausalLM,
     GenerationConfig,
     PreTrainedTokenizerFast,
     Trainer,
     TrainingArguments,
-    default_data_collator,
     set_seed,
 )
 
 import glmlike
+from glmlike.infilling import BlankInfillingObjective, DataCollatorForBlankInfilling
 
-END, PAD = "<|endoftext|>", "<|pad|>"
-# Reserved for infilling and chat, so that the vocabulary of the embedded model does not change when they are used.
-RESERVED = [
-    *("[MASK]", "[gMASK]", "[sMASK]", "<sop>", "<eop>"),
-    *("<|system|>", "<|user|>", "<|assistant|>", "<|observation|>"),
-]
+END, PAD, SOP, EOP = "<|endoftext|>", "<|pad|>", "<sop>", "<eop>"
+BLANKS = ["[MASK]", "[gMASK]", "[sMASK]"]
+# Reserved for chat, so that the vocabulary of the embedded model does not change when they are used.
+ROLES = ["<|system|>", "<|user|>", "<|assistant|>", "<|observation|>"]
 CHAT_TEMPLATE = (
     "{% for message in messages %}<|{{ message['role'] }}|>\n"
     "{% if message['role'] == 'assistant' %}{% generation %}{{ message['content'] + eos_token }}{% endgeneration %}"
     "{% else %}{{ message['content'] }}{% endif %}{% endfor %}"
     "{% if add_generation_prompt %}<|assistant|>\n{% endif %}"
 )
-BLOCK = 256
 CONTEXT = 1024
-SIZES = {
+PASSAGE = (16, 160)  # tokens of a passage: from, to
+PACKED = 384  # tokens of a row of samples
+BLOCK = 256  # tokens scored at a time on held-out text
+# The family's ideas in one recipe: RMSNorm, SwiGLU of 10/3, grouped queries, bias on q, k, v only (GLM-4 report), and
+# prefix attention with two-dimensional rotary positions (GLM paper, ChatGLM-6B).
+RECIPE = {
     "hidden_size": 192,
     "num_hidden_layers": 6,
     "num_attention_heads": 6,
     "num_key_value_heads": 2,
     "tie_word_embeddings": True,
+    "attention_mask": "prefix",
+    "positions": "rotary_2d",
+    "rotary_pairing": "halves",
+    "rope_parameters": {"partial_rotary_factor": 1.0},
 }
+OBJECTIVE = BlankInfillingObjective(
+    token=0.6,
+    sentence=0.1,
+    document=0.15,
+    causal=0.15,
+    masked_share=0.2,
+    shortest_document_share=0.25,
+    level_per="sample",
+)
 BIBLE = "King James Bible"
 POEMS = {
     "Tang poems": Path("/usr/share/games/fortunes/tang300"),
     "Song poems": Path("/usr/share/games/fortunes/song100"),
 }
 # The poems are a fortieth of the text; seen more often, they are learnt at all.
-REPEATS = {"Tang poems": 3, "Song poems": 3}
+REPEATS = {"Tang poems": 6, "Song poems": 6}
 
 
 class Document(NamedTuple):
@@ -115,21 +129,44 @@ def split(documents: Sequence[Document], seed: int) -> tuple[list[Document], lis
     return order[held_out:], order[:held_out]
 
 
-def repeated(documents: Sequence[Document], seed: int) -> list[str]:
-    """The texts to train on, small collections as often as ``REPEATS`` says, in an order that ``seed`` gives."""
-    texts = [document.text for document in documents for _ in range(REPEATS.get(document.collection, 1))]
-    random.Random(seed).shuffle(texts)
-    return texts
+def repeated(documents: Sequence[Document]) -> list[str]:
+    """The texts of the documents, those of small collections as often as ``REPEATS`` says."""
+    return [document.text for document in documents for _ in range(REPEATS.get(document.collection, 1))]
+
+
+def passages(
+    texts: Sequence[str], tokenizer: PreTrainedTokenizerFast, rng: random.Random
+) -> list[dict[str, list[int]]]:
+    """Each text cut into runs of whole lines of random length; the last passage of a text ends with the end token."""
+    found = []
+    for text in texts:
+        lines = tokenizer([line + "\n" for line in text.split("\n")], verbose=False)["input_ids"]
+        lines[-1] = [*lines[-1][:-1], tokenizer.eos_token_id]  # a text does not end with its last line's break
+        passage: list[int] = []
+        wanted = rng.randint(*PASSAGE)
+        for line in lines:
+            if passage and len(passage) + len(line) > wanted:
+                found.append(passage)
+                passage, wanted = [], rng.randint(*PASSAGE)
+            passage = passage + line
+        found.append(passage)
+    rng.shuffle(found)
+    return [{"input_ids": passage[: 2 * PASSAGE[1]]} for passage in found if len(passage) > 2]
 
 
 def train_tokenizer(texts: Sequence[str], vocab_size: int) -> PreTrainedTokenizerFast:
-    """A byte-level BPE: any text encodes, and decodes to itself."""
+    """A byte-level BPE: any text encodes, and decodes to itself. Chinese characters and signs stand alone.
+
+    A blank takes the white space before it, so that the piece that fills it brings its own, as every word here does.
+    """
     tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    alone = pre_tokenizers.Split(Regex("[\u3000-\u303f\u4e00-\u9fff\uff00-\uffef]|\n"), "isolated")
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence([alone, pre_tokenizers.ByteLevel(add_prefix_space=False)])
     tokenizer.decoder = decoders.ByteLevel()
+    blanks = [AddedToken(blank, lstrip=True, special=True) for blank in BLANKS]
     trainer = trainers.BpeTrainer(
         vocab_size=vocab_size,
-        special_tokens=[END, PAD, *RESERVED],
+        special_tokens=[END, PAD, *blanks, SOP, EOP, *ROLES],
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
@@ -138,28 +175,13 @@ def train_tokenizer(texts: Sequence[str], vocab_size: int) -> PreTrainedTokenize
         tokenizer_object=tokenizer,
         eos_token=END,
         pad_token=PAD,
-        mask_token="[MASK]",
-        extra_special_tokens=RESERVED[1:],
+        mask_token=blanks[0],
+        extra_special_tokens=[*blanks[1:], SOP, EOP, *ROLES],
         padding_side="left",
         model_max_length=CONTEXT,
     )
     fast.chat_template = CHAT_TEMPLATE
     return fast
-
-
-class Blocks(Dataset[dict[str, Tensor]]):
-    """All texts behind one another, each ended by the end token, cut into blocks of ``BLOCK`` tokens."""
-
-    def __init__(self, tokenizer: PreTrainedTokenizerFast, texts: Sequence[str]) -> None:
-        encoded = tokenizer(list(texts), verbose=False)["input_ids"]
-        ids = torch.tensor([token for text in encoded for token in (*text, tokenizer.eos_token_id)])
-        self.blocks = ids[: len(ids) // BLOCK * BLOCK].view(-1, BLOCK)
-
-    def __len__(self) -> int:
-        return len(self.blocks)
-
-    def __getitem__(self, index: int) -> dict[str, Tensor]:
-        return {"input_ids": self.blocks[index], "labels": self.blocks[index]}
 
 
 @torch.no_grad()
@@ -177,39 +199,51 @@ def score(model: Any, tokenizer: PreTrainedTokenizerFast, texts: Sequence[str]) 
 
 
 def build_model(tokenizer: PreTrainedTokenizerFast) -> Any:
-    """An untrained decoder of the GLM-4 report's recipe for this tokenizer."""
-    ids = {"pad_token_id": tokenizer.pad_token_id, "eos_token_id": tokenizer.eos_token_id}
-    config = glmlike.GlmLikeConfig(vocab_size=len(tokenizer), max_position_embeddings=CONTEXT, **SIZES, **ids)
+    """An untrained decoder of the recipe for this tokenizer."""
+    ids = dict(
+        zip(("mask_token_id", "gmask_token_id", "smask_token_id"), tokenizer.convert_tokens_to_ids(BLANKS), strict=True)
+    )
+    ids |= dict(zip(("sop_token_id", "pad_token_id"), tokenizer.convert_tokens_to_ids([SOP, PAD]), strict=True))
+    ends = tokenizer.convert_tokens_to_ids([END, EOP])
+    config = glmlike.GlmLikeConfig(
+        vocab_size=len(tokenizer), max_position_embeddings=CONTEXT, eos_token_id=ends, **RECIPE, **ids
+    )
     return AutoModelForCausalLM.from_config(config)
 
 
-def train(model: Any, blocks: Blocks, held_out: Blocks, options: argparse.Namespace) -> tuple[Any, float]:
+def train(
+    model: Any,
+    tokenizer: PreTrainedTokenizerFast,
+    training: list[dict[str, list[int]]],
+    held_out: list[dict[str, list[int]]],
+    options: argparse.Namespace,
+) -> tuple[Any, float]:
     """Train ``model`` in place; the trainer's state and the seconds it took."""
+    collator = DataCollatorForBlankInfilling(
+        tokenizer, model.config, OBJECTIVE, max_length=PASSAGE[1], pack_length=PACKED, seed=options.seed
+    )
     with tempfile.TemporaryDirectory() as folder:
         arguments = TrainingArguments(
             output_dir=folder,
-            num_train_epochs=options.epochs,
+            num_train_epochs=1,  # the passages of every round over the texts, cut anew in each, are one epoch here
             max_steps=options.steps,
             per_device_train_batch_size=options.batch,
             per_device_eval_batch_size=options.batch,
             learning_rate=options.learning_rate,
             lr_scheduler_type="cosine",
-            warmup_steps=0.1,
+            warmup_steps=0.05,
             weight_decay=0.1,
             adam_beta2=0.95,
-            bf16=True,
+            bf16=torch.cuda.is_available(),
             use_cpu=not torch.cuda.is_available(),
             logging_steps=50,
-            eval_strategy="epoch" if len(held_out) else "no",
+            eval_strategy="steps" if held_out else "no",
+            eval_steps=options.eval_steps,
             save_strategy="no",
             seed=options.seed,
         )
         trainer = Trainer(
-            model=model,
-            args=arguments,
-            train_dataset=blocks,
-            eval_dataset=held_out,
-            data_collator=default_data_collator,
+            model=model, args=arguments, train_dataset=training, eval_dataset=held_out, data_collator=collator
         )
         started = time.time()
         trainer.train()
@@ -220,7 +254,9 @@ def save(model: Any, tokenizer: PreTrainedTokenizerFast, folder: Path) -> Any:
     """Write the weights in bfloat16, with the tokenizer; the model as it reloads, in float32 for exact scores."""
     model = model.cpu().to(torch.bfloat16).eval()
     model.config.use_cache = True  # the trainer turns it off
-    model.generation_config = GenerationConfig(eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id)
+    model.generation_config = GenerationConfig(
+        eos_token_id=model.config.eos_token_id, pad_token_id=tokenizer.pad_token_id
+    )
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     (folder / "model.safetensors").chmod(0o644)
@@ -251,9 +287,12 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     parser.add_argument("--output", type=Path, required=True, help="the checkpoint's folder")
     parser.add_argument("--text", type=Path, nargs="*", help="UTF-8 files to train on instead of the Debian packages")
     parser.add_argument("--vocab-size", type=int, default=4096)
-    parser.add_argument("--epochs", type=float, default=6)
-    parser.add_argument("--steps", type=int, default=-1, help="stop after so many steps, whatever --epochs says")
-    parser.add_argument("--batch", type=int, default=16, help=f"rows of {BLOCK} tokens a step")
+    parser.add_argument("--rounds", type=int, default=6, help="how often the texts are cut into passages")
+    parser.add_argument("--steps", type=int, default=-1, help="stop after so many steps, whatever --rounds says")
+    parser.add_argument(
+        "--batch", type=int, default=48, help=f"passages a step, of {PASSAGE[0]} to {PASSAGE[1]} tokens"
+    )
+    parser.add_argument("--eval-steps", type=int, default=500)
     parser.add_argument("--learning-rate", type=float, default=3e-3)
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args(argv)
@@ -261,32 +300,39 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     set_seed(options.seed)
     documents = text_corpus(options.text) if options.text else debian_corpus()
     training, held_out = split(documents, options.seed)
-    texts, held_out_texts = repeated(training, options.seed), [document.text for document in held_out]
+    texts = repeated(training)
     tokenizer = train_tokenizer(texts, options.vocab_size)
     model = build_model(tokenizer)
-    blocks = Blocks(tokenizer, texts)
-    state, seconds = train(model, blocks, Blocks(tokenizer, held_out_texts), options)
+    rng = random.Random(options.seed)
+    rounds = [passages(texts, tokenizer, rng) for _ in range(options.rounds)]
+    examples = [passage for cut in rounds for passage in cut]
+    held_out_passages = passages([document.text for document in held_out], tokenizer, rng)
+    state, seconds = train(model, tokenizer, examples, held_out_passages, options)
 
     model = save(model, tokenizer, options.output)
     history = state.log_history
     summary = {
-        "recipe": "GLM-4 report: RMSNorm, SwiGLU, grouped queries, rotary on half of each head, bias on q, k, v only",
+        "recipe": "RMSNorm, SwiGLU, grouped queries, bias on q, k, v only, prefix attention, 2-D rotary positions",
+        "objective": asdict(OBJECTIVE),
         "data": {"training": collections(training), "held_out": collections(held_out), "repeats": REPEATS},
-        "tokens": {"training": blocks.blocks.numel(), "seen": state.global_step * options.batch * BLOCK},
+        "tokens": {
+            "round": sum(len(passage["input_ids"]) for passage in rounds[0]),
+            "seen": sum(len(passage["input_ids"]) for passage in examples[: state.global_step * options.batch]),
+        },
         "hyperparameters": {
             "steps": state.global_step,
             "batch": options.batch,
-            "block": BLOCK,
+            "passage": PASSAGE,
             "learning_rate": options.learning_rate,
             "seed": options.seed,
         },
-        "hardware": f"{os.cpu_count()} CPU cores, products in bfloat16",
+        "hardware": f"{os.cpu_count()} CPU cores, float32",
         "seconds": round(seconds),
         "loss": [{"step": row["step"], "loss": round(row["loss"], 4)} for row in history if "loss" in row],
         "held_out_loss": [
             {"step": row["step"], "loss": round(row["eval_loss"], 4)} for row in history if "eval_loss" in row
         ],
-        "held_out": score(model, tokenizer, held_out_texts),
+        "held_out": score(model, tokenizer, [document.text for document in held_out]),
         "samples": samples(model, tokenizer, held_out),
     }
     text = json.dumps(summary, indent=1, ensure_ascii=False)
