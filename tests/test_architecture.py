@@ -47,8 +47,9 @@ MAY: dict[str, set[str]] = {
         *("torch", "transformers"),
         *("glmlike.attention", "glmlike.chat", "glmlike.configuration", "glmlike.errors", "glmlike.feed_forward"),
         *("glmlike.loading", "glmlike.norms", "glmlike.packing", "glmlike.prefix", "glmlike.renamed"),
-        "glmlike.rotary",
+        *("glmlike.rotary", "glmlike.tables"),
     },
+    "tables": {"torch", "glmlike.errors"},
     "checkpoint/layouts": {"torch", "glmlike.errors"},
     "checkpoint/rules": {"glmlike.errors", "glmlike.checkpoint.layouts"},
     "checkpoint/on_the_fly": {
