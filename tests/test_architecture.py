@@ -35,7 +35,8 @@ MAY: dict[str, set[str]] = {
         "huggingface_hub",
     },
     "norms": {"torch", "transformers", "glmlike.configuration"},
-    "prefix": {"torch", "glmlike.configuration", "glmlike.errors"},
+    "packing": {"torch"},
+    "prefix": {"torch", "glmlike.configuration", "glmlike.errors", "glmlike.packing"},
     "feed_forward": {"torch", "transformers", "glmlike.configuration"},
     "rotary": {"torch", "transformers", "glmlike.configuration"},
     "attention": {"torch", "transformers", "glmlike.configuration", "glmlike.rotary"},
@@ -45,8 +46,10 @@ MAY: dict[str, set[str]] = {
     "modeling": {
         *("torch", "transformers"),
         *("glmlike.attention", "glmlike.chat", "glmlike.configuration", "glmlike.errors", "glmlike.feed_forward"),
-        *("glmlike.loading", "glmlike.norms", "glmlike.prefix", "glmlike.renamed", "glmlike.rotary"),
+        *("glmlike.loading", "glmlike.norms", "glmlike.packing", "glmlike.prefix", "glmlike.renamed"),
+        *("glmlike.rotary", "glmlike.tables"),
     },
+    "tables": {"torch", "glmlike.errors"},
     "checkpoint/layouts": {"torch", "glmlike.errors"},
     "checkpoint/rules": {"glmlike.errors", "glmlike.checkpoint.layouts"},
     "checkpoint/on_the_fly": {

@@ -12,9 +12,9 @@ from safetensors.torch import load_file
 from torch.testing import assert_close
 from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM, DynamicCache
 
-from glmlike import ConfigError, GlmLikeConfig, GlmLikeForCausalLM
+from glmlike import ConfigError, GlmLikeConfig, GlmLikeError, GlmLikeForCausalLM
 from glmlike.checkpoint.layouts import PerHead
-from glmlike.prefix import context_blocks, infilling_positions
+from glmlike.prefix import blocks_of_positions, context_blocks, infilling_positions, require_blanks
 from glmlike.renamed import CACHE
 from specs import SPECS
 
@@ -81,6 +81,58 @@ def test_the_context_is_read_both_ways_and_a_piece_only_back(model: Any) -> None
         same = (model(other).logits == logits).all(-1)[0]
         assert same[:seen_from].all()
         assert not same[seen_from:].any()
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_two_dimensional_positions_say_the_contexts(case: str, make: Callable[..., Any]) -> None:
+    config = make(SPECS["chatglm-6b"]).config
+    ids = row(0, 0, *CASES[case][0])
+    mask = row(0, 0, *[1] * (ids.shape[1] - 2))
+    found = blocks_of_positions(infilling_positions(ids, mask, config), mask, None)
+    assert torch.equal(found, context_blocks(ids, mask, config))
+
+
+UNFIT: dict[str, tuple[tuple[int, ...], str]] = {
+    "no blank": ((5, 6, SOP), r"3 tokens: no blank \(mask 90, smask 91, gmask 92\)\. Put one where text is missing"),
+    "nothing": ((), r"0 tokens: no blank"),
+    "no start": ((5, MASK), r"2 tokens: no start of a piece \(sop 93\)\. End the prompt with it"),
+    "the start first": ((5, SOP, MASK), r"3 tokens: no blank before its start of a piece \(sop 93\)"),
+    "two [gMASK]": ((GMASK, 5, GMASK, SOP), r"4 tokens: several \[gMASK\] \(92\): each stands for all.*Leave one"),
+}
+
+
+@pytest.mark.parametrize("case", UNFIT)
+def test_rows_unfit_to_be_filled_are_named(case: str, make: Callable[..., Any]) -> None:
+    """Padding is not looked at, whatever its ids; rows that are fit pass."""
+    config = make(SPECS["chatglm-6b"]).config
+    ids, message = UNFIT[case]
+    fit = (GMASK, 5, MASK, SMASK, MASK, SOP, GMASK, SOP)
+    rows = torch.tensor([fit, (*[GMASK] * (len(fit) - len(ids)), *ids)])
+    mask = torch.tensor([[1] * len(fit), [*[0] * (len(fit) - len(ids)), *[1] * len(ids)]])
+    require_blanks(rows[:1], None, config)
+    with pytest.raises(GlmLikeError, match="row 1 of 2, " + message):
+        require_blanks(rows, mask, config)
+
+
+def test_filling_needs_the_ids_of_the_blanks() -> None:
+    config = GlmLikeConfig.from_spec(SPECS["chatglm-6b"], mask_token_id=MASK)
+    with pytest.raises(ConfigError, match="sop_token_id=None: filling blanks needs the ids"):
+        require_blanks(row(MASK, SOP), None, config)
+    with pytest.raises(ConfigError, match="names no blank and sop_token_id=93"):
+        require_blanks(row(MASK, SOP), None, GlmLikeConfig.from_spec(SPECS["chatglm-6b"], sop_token_id=SOP))
+
+
+@torch.no_grad()
+def test_two_gmask_and_rows_without_a_piece_are_no_error_in_a_plain_forward(model: Any) -> None:
+    """Training data may hold them: every piece fills the first [gMASK], as in the original."""
+    ids = row(GMASK, 5, GMASK, SOP, 7)
+    assert model(ids).logits.isfinite().all()
+    if model.config.positions != "rotary":
+        assert infilling_positions(ids, None, model.config)[0, 0].tolist() == [0, 1, 2, 0, 0]
+    plain = row(5, MASK, 6)
+    causal = torch.ones(3, 3, dtype=torch.bool).tril()[None, None]
+    found = model(plain, position_ids=model.infilling_positions(plain), attention_mask=causal).logits
+    assert_close(model(plain).logits, found, atol=TOLERANCE, rtol=TOLERANCE)
 
 
 def mixed_batch() -> tuple[torch.Tensor, torch.Tensor]:

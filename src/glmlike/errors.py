@@ -28,5 +28,9 @@ class CheckpointError(GlmLikeError, RuntimeError):
     """
 
 
+class VocabularyError(GlmLikeError, IndexError):
+    """Token ids, or learned positions, that have no row in the tables; an IndexError as torch's own is."""
+
+
 conversion_failures: ContextVar[list[str] | None] = ContextVar("conversion_failures", default=None)
 """Where on-the-fly loading leaves its messages: transformers' loader turns the exceptions themselves into a log."""

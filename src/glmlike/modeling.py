@@ -19,6 +19,7 @@ from transformers.masking_utils import (
     create_causal_mask,
     create_masks_for_generate,
     create_sliding_window_causal_mask,
+    packed_sequence_mask_function,
 )
 from transformers.modeling_layers import (
     GenericForQuestionAnswering,
@@ -39,9 +40,21 @@ from glmlike.errors import ConfigError
 from glmlike.feed_forward import GlmLikeMLP
 from glmlike.loading import one_sentence, require_decoder, require_shapes, resolve_config, warn_about_cpu_float16
 from glmlike.norms import build_norm
-from glmlike.prefix import additive, context_blocks, infilling_positions, refuse_flash, refuse_paged
+from glmlike.packing import Samples, require_kernel, require_packable
+from glmlike.prefix import (
+    additive,
+    blocks_of_positions,
+    context_blocks,
+    continued_positions,
+    infilling_positions,
+    prompt_positions,
+    refuse_flash,
+    refuse_paged,
+    require_whole_rows,
+)
 from glmlike.renamed import CACHE, takes_cache
 from glmlike.rotary import GlmLikeRotaryEmbedding
+from glmlike.tables import look_up_positions, look_up_tokens
 
 
 class GlmLikeDecoderLayer(GradientCheckpointingLayer):
@@ -211,31 +224,45 @@ class GlmLikeModel(GlmLikePreTrainedModel):
         past_key_values: Cache | None = None,
         inputs_embeds: torch.FloatTensor | None = None,
         use_cache: bool | None = None,
+        seq_idx: Tensor | None = None,
         **kwargs: Any,
     ) -> BaseModelOutputWithPast:
+        r"""
+        seq_idx (`torch.Tensor` of shape `(batch_size, sequence_length)`, *optional*):
+            Which of the samples packed into a row each token belongs to: samples do not see each other, and each has
+            positions of its own. No cache is built then, and none may be given.
+        """
         if (input_ids is None) ^ (inputs_embeds is not None):
             raise ValueError("You must specify exactly one of input_ids or inputs_embeds")
         if inputs_embeds is None:
-            inputs_embeds = self.embed_tokens(input_ids)
+            inputs_embeds = look_up_tokens(self.embed_tokens, input_ids, self.config.vocab_size)
+        if seq_idx is not None:
+            require_packable(seq_idx, inputs_embeds, past_key_values, attention_mask)
+            use_cache = False
         if use_cache and past_key_values is None:
             past_key_values = DynamicCache(config=self.config)
         if self.config.attention_mask == "prefix":
             refuse_paged(past_key_values, kwargs.get("cache"))
         if position_ids is None:
-            position_ids = self._positions(input_ids, inputs_embeds, attention_mask, past_key_values)
+            position_ids = self._positions(input_ids, inputs_embeds, attention_mask, past_key_values, seq_idx)
         elif self.config.positions in ("rotary_2d", "learned_2d") and position_ids.ndim != 3:
             raise ValueError(
                 f"position_ids {list(position_ids.shape)}: this decoder has two-dimensional positions, [B, 2, T]. "
                 "Leave them out, or pass those of model.infilling_positions(input_ids)."
             )
 
-        blocks = self._context_blocks(input_ids, attention_mask, past_key_values)
-        masks = self._masks(attention_mask, inputs_embeds, past_key_values, position_ids, blocks)
+        blocks = self._context_blocks(input_ids, position_ids, attention_mask, past_key_values, seq_idx)
+        if seq_idx is not None:
+            require_kernel(
+                self.config._attn_implementation, seq_idx.shape[0], attention_mask, kwargs.get("cu_seq_lens_q")
+            )
+        masks = self._masks(attention_mask, inputs_embeds, past_key_values, position_ids, blocks, seq_idx)
         hidden_states = inputs_embeds
         position_embeddings = None
         if self.config.positions == "learned_2d":
-            hidden_states = hidden_states + self.embed_positions(position_ids[:, 0])
-            hidden_states = hidden_states + self.embed_block_positions(position_ids[:, 1])
+            rows = self.config.max_position_embeddings + 1
+            hidden_states = hidden_states + look_up_positions(self.embed_positions, position_ids[:, 0], rows)
+            hidden_states = hidden_states + look_up_positions(self.embed_block_positions, position_ids[:, 1], rows)
         else:
             position_embeddings = self.rotary_emb(hidden_states, position_ids)
         for layer, layer_type in zip(self.layers[: self.config.num_hidden_layers], self.layer_types, strict=False):
@@ -251,7 +278,12 @@ class GlmLikeModel(GlmLikePreTrainedModel):
         return BaseModelOutputWithPast(last_hidden_state=hidden_states, **{CACHE: past_key_values})
 
     def _positions(
-        self, input_ids: Any, inputs_embeds: Tensor, attention_mask: Any, past_key_values: Cache | None
+        self,
+        input_ids: Any,
+        inputs_embeds: Tensor,
+        attention_mask: Any,
+        past_key_values: Cache | None,
+        seq_idx: Tensor | None,
     ) -> Tensor:
         """Positions of tokens that come without: plain ones, or those of blank infilling.
 
@@ -260,7 +292,8 @@ class GlmLikeModel(GlmLikePreTrainedModel):
         """
         seen = past_key_values.get_seq_length() if past_key_values is not None else 0
         if self.config.attention_mask == "causal":
-            return (torch.arange(inputs_embeds.shape[1], device=inputs_embeds.device) + seen).unsqueeze(0)
+            plain = (torch.arange(inputs_embeds.shape[1], device=inputs_embeds.device) + seen).unsqueeze(0)
+            return plain if seq_idx is None else plain - Samples(seq_idx, inputs_embeds).first
         if input_ids is None or seen:
             raise ValueError(
                 "position_ids are needed here: the positions of blank infilling follow from all tokens of a row, but "
@@ -268,16 +301,34 @@ class GlmLikeModel(GlmLikePreTrainedModel):
                 "to the tokens of this call."
             )
         padding = attention_mask if isinstance(attention_mask, Tensor) and attention_mask.ndim == 2 else None
-        return infilling_positions(input_ids, padding, self.config)
+        return infilling_positions(input_ids, padding, self.config, seq_idx)
 
-    def _context_blocks(self, input_ids: Any, attention_mask: Any, past_key_values: Cache | None) -> Tensor | None:
-        """Which tokens see each other both ways; None where none do, or where a ready mask says it."""
+    def _context_blocks(
+        self,
+        input_ids: Any,
+        position_ids: Tensor,
+        attention_mask: Any,
+        past_key_values: Cache | None,
+        seq_idx: Tensor | None,
+    ) -> Tensor | None:
+        """Which tokens see each other both ways; None where none do, or where a ready mask says it.
+
+        Raises:
+            ValueError: neither token ids nor positions tell where the contexts end.
+        """
         ready = isinstance(attention_mask, dict) or (isinstance(attention_mask, Tensor) and attention_mask.ndim == 4)
-        if self.config.attention_mask == "causal" or input_ids is None or ready:
+        if self.config.attention_mask == "causal" or ready:
             return None
         if past_key_values is not None and past_key_values.get_seq_length() > 0:
             return None
-        return context_blocks(input_ids, attention_mask, self.config)
+        if input_ids is not None:
+            return context_blocks(input_ids, attention_mask, self.config, seq_idx)
+        if position_ids.ndim == 3:
+            return blocks_of_positions(position_ids, attention_mask, seq_idx)
+        raise ValueError(
+            "inputs_embeds with attention_mask='prefix': neither embeddings nor one-dimensional positions tell where "
+            "contexts end. Pass input_ids, or a bool attention_mask [B, 1, T, T] that is True where a token may attend."
+        )
 
     def _masks(
         self,
@@ -286,21 +337,26 @@ class GlmLikeModel(GlmLikePreTrainedModel):
         past_key_values: Cache | None,
         position_ids: Tensor,
         blocks: Tensor | None,
+        seq_idx: Tensor | None,
     ) -> dict[str, Any]:
         """The attention mask of each layer type in use; a dict (as `generate` prepares for a static cache) is kept."""
         if isinstance(attention_mask, dict):
             return attention_mask
-        arguments = {
+        arguments: dict[str, Any] = {
             "config": self.config,
             "inputs_embeds": inputs_embeds,
             "attention_mask": attention_mask,
             "position_ids": position_ids,
             CACHE: past_key_values,
         }
+        if seq_idx is not None and (attention_mask is None or attention_mask.ndim == 2):
+            # It says more than positions that restart; padding is a sample of its own, so that no token sees nothing.
+            same = packed_sequence_mask_function(Samples(seq_idx, inputs_embeds).labels(attention_mask))
+            arguments |= {"position_ids": None, "attention_mask": None, "and_mask_function": same}
         if self.config.attention_mask == "prefix":
             refuse_flash(self.config._attn_implementation)
             # Repeated positions are blanks here, not the beginning of another packed row.
-            arguments |= {"position_ids": None, "attention_mask": additive(attention_mask, inputs_embeds)}
+            arguments |= {"position_ids": None, "attention_mask": additive(arguments["attention_mask"], inputs_embeds)}
             return {"full_attention": create_causal_mask(**arguments, block_sequence_ids=blocks)}
         makers = {"full_attention": create_causal_mask, "sliding_attention": create_sliding_window_causal_mask}
         return {layer_type: makers[layer_type](**arguments) for layer_type in set(self.layer_types)}
@@ -322,18 +378,74 @@ class GlmLikeForCausalLM(GlmLikePreTrainedModel, GenerationMixin, ChatMixin):
         self.lm_head = nn.Linear(self.config.hidden_size, self.config.vocab_size, bias=False)
         self.post_init()
 
-    def infilling_positions(self, input_ids: Tensor, attention_mask: Tensor | None = None) -> Tensor:
+    def infilling_positions(
+        self, input_ids: Tensor, attention_mask: Tensor | None = None, seq_idx: Tensor | None = None
+    ) -> Tensor:
         """Positions [B, 2, T] (or [B, T]) of whole rows of an infilling decoder; see glmlike.prefix."""
-        return infilling_positions(input_ids, attention_mask, self.config)
+        return infilling_positions(input_ids, attention_mask, self.config, seq_idx)
 
-    @functools.wraps(GenerationMixin.prepare_inputs_for_generation)  # generate reads its signature
-    def prepare_inputs_for_generation(self, input_ids: Tensor, *args: Any, **kwargs: Any) -> dict[str, Any]:
-        """As transformers does it, with the positions of blank infilling where the decoder has them."""
-        inputs: dict[str, Any] = super().prepare_inputs_for_generation(input_ids, *args, **kwargs)
-        if self.config.attention_mask == "prefix" and inputs.get("input_ids") is not None:
-            positions = infilling_positions(input_ids, kwargs.get("attention_mask"), self.config)
-            inputs["position_ids"] = positions[..., -inputs["input_ids"].shape[1] :]
+    @functools.wraps(GenerationMixin.generate)
+    def generate(self, inputs: Tensor | None = None, *args: Any, **kwargs: Any) -> Any:
+        """As transformers' own; explicit ``position_ids`` of an infilling prompt are used and continued."""
+        given = kwargs.get("position_ids")
+        if self.config.attention_mask == "prefix" and given is not None:
+            candidates = (inputs, kwargs.get("input_ids"), kwargs.get("inputs_embeds"))
+            prompt = next((tensor for tensor in candidates if tensor is not None), given.movedim(-1, 1))
+            kwargs["prompt_position_ids"] = prompt_positions(kwargs.pop("position_ids"), prompt, self.config)
+        return super().generate(inputs, *args, **kwargs)
+
+    def prepare_inputs_for_generation(
+        self,
+        input_ids: Tensor,
+        next_sequence_length: int | None = None,
+        *,
+        inputs_embeds: Tensor | None = None,
+        is_first_iteration: bool | None = False,
+        prompt_position_ids: Tensor | None = None,
+        **kwargs: Any,
+    ) -> dict[str, Any]:
+        """As transformers does it, with the positions of blank infilling where the decoder has them.
+
+        ``prompt_position_ids`` are what ``generate`` was given as ``position_ids``, under a name of their own because
+        transformers continues and repeats three-dimensional ones as those of images.
+        """
+        if kwargs.get("seq_idx") is not None:
+            raise ValueError("generate with seq_idx: packed samples cannot be continued. Give one sample a row.")
+        inputs: dict[str, Any] = super().prepare_inputs_for_generation(
+            input_ids,
+            next_sequence_length=next_sequence_length,
+            inputs_embeds=inputs_embeds,
+            is_first_iteration=is_first_iteration,
+            **kwargs,
+        )
+        if self.config.attention_mask == "prefix":
+            padding = kwargs.get("attention_mask")
+            positions = self._row_positions(input_ids, inputs_embeds, padding, prompt_position_ids)
+            if is_first_iteration and inputs_embeds is None and (cache := kwargs.get(CACHE)) is not None:
+                require_whole_rows(input_ids, padding, int(cache.get_seq_length()), self.config)
+            tokens = inputs["inputs_embeds"] if inputs.get("input_ids") is None else inputs["input_ids"]
+            inputs["position_ids"] = positions[..., -tokens.shape[1] :]
         return inputs
+
+    def _prepare_position_ids_for_generation(self, inputs_tensor: Tensor, model_kwargs: dict[str, Any]) -> Any:
+        """None for an infilling decoder: they follow from the token ids anew at every step."""
+        if self.config.attention_mask == "prefix":
+            return None
+        return super()._prepare_position_ids_for_generation(inputs_tensor, model_kwargs)
+
+    def _row_positions(
+        self, input_ids: Tensor, embeddings: Tensor | None, padding: Tensor | None, prompt: Tensor | None
+    ) -> Tensor:
+        """Positions of all tokens that generation has come to, prompt included."""
+        if prompt is None:
+            if embeddings is not None:
+                raise ValueError(
+                    "generate with inputs_embeds and attention_mask='prefix': masks and positions follow from token "
+                    "ids. Pass input_ids alone, or the prompt's position_ids too (two-dimensional ones say the mask)."
+                )
+            return infilling_positions(input_ids, padding, self.config)
+        length = input_ids.shape[1] + (0 if embeddings is None else embeddings.shape[1])
+        return continued_positions(prompt, padding, length)
 
     def create_masks_for_generate(self, attention_mask: Tensor | None = None, **kwargs: Any) -> Any:
         """The masks of a static cache; an infilling decoder makes its own, since they follow from the token ids."""
@@ -355,14 +467,21 @@ class GlmLikeForCausalLM(GlmLikePreTrainedModel, GenerationMixin, ChatMixin):
         labels: torch.LongTensor | None = None,
         use_cache: bool | None = None,
         logits_to_keep: int | Tensor = 0,
+        seq_idx: Tensor | None = None,
         **kwargs: Any,
     ) -> CausalLMOutputWithPast:
+        r"""
+        seq_idx (`torch.Tensor` of shape `(batch_size, sequence_length)`, *optional*):
+            Which of the samples packed into a row each token belongs to: samples do not see each other, and each has
+            positions of its own. No cache is built then, and none may be given.
+        """
         outputs: BaseModelOutputWithPast = self.model(
             input_ids=input_ids,
             attention_mask=attention_mask,
             position_ids=position_ids,
             inputs_embeds=inputs_embeds,
             use_cache=use_cache,
+            seq_idx=seq_idx,
             **{**kwargs, CACHE: past_key_values},
         )
         kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
