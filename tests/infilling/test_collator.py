@@ -1,4 +1,4 @@
-"""Batches of blank infilling: what the decoder derives itself, the Trainer as it is, the same batches after a restart."""
+"""Batches of blank infilling: positions as the decoder derives them, the Trainer as it is, exact restarts."""
 
 from __future__ import annotations
 

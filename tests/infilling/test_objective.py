@@ -42,7 +42,7 @@ def restated(ids: list[int], spans: list[tuple[int, int]], order: list[int], mas
     """A sample written down token by token, as the paper's figure 2 does."""
     context: list[int] = []
     position_of = {}
-    starts = {start: length for start, length in spans}
+    starts = dict(spans)
     index = 0
     while index < len(ids):
         if index in starts:
@@ -150,7 +150,8 @@ def test_spans_cover_fifteen_percent_at_least_one_token_apart_anywhere_in_the_te
         spans = token_spans(text(200), PLAIN, TOKENS, rng)
         stops = spans.starts + spans.lengths
         assert (spans.starts[1:] > stops[:-1]).all()
-        assert (spans.starts[0] >= 0) and (stops[-1] <= 200)
+        assert spans.starts[0] >= 0
+        assert stops[-1] <= 200
         total = int(spans.lengths.sum())
         assert total >= 30
         assert total - int(spans.lengths.max()) < 30 or total - int(spans.lengths.min()) < 30
