@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import collator
 import import_time
 import load
 import speed
 
 if __name__ == "__main__":
-    for benchmark in (import_time, load, speed):
+    for benchmark in (import_time, load, speed, collator):
         print(f"== {benchmark.__name__}")
         benchmark.main()

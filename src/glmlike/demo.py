@@ -19,6 +19,7 @@ import glmlike
 from glmlike.data import CONSTITUTION, TINY
 from glmlike.errors import CheckpointError, ConfigError
 
+BLANKS = ("In the beginning God created the [MASK] and the earth.", "床前明月光，疑是地上[MASK]。", "The LORD is my [MASK].")
 PROMPTS = ("In the beginning God", "And Jesus said unto them,", "The LORD is my")
 TUNED_PROMPT = "The President shall"
 BLOCK = 128
@@ -59,6 +60,7 @@ def run(out: Path | None = None) -> list[tuple[str, str, float]]:
         folder.mkdir(parents=True, exist_ok=True)
         demo = Demo(folder)
         model, tokenizer = _load(demo)
+        _fill(demo, model, tokenizer)
         _generate(demo, model, tokenizer)
         _stream(demo, model, tokenizer)
         tuned = _fine_tune(demo, model, tokenizer)
@@ -97,6 +99,15 @@ def _load(demo: Demo) -> tuple[Any, Any]:
         demo.console.print(f"[dim]AutoModelForCausalLM.from_pretrained({TINY.name!r})[/] -> {type(model).__name__}")
         result.append(f"{type(model).__name__}, {model.num_parameters() / 1e6:.1f} M parameters")
     return model, tokenizer
+
+
+def _fill(demo: Demo, model: Any, tokenizer: Any) -> None:
+    from glmlike.infilling import fill
+
+    with demo.step("fill blanks, as GLM was made to") as result:
+        for filled in fill(model, tokenizer, BLANKS, max_new_tokens=8, do_sample=False):
+            show_filled(demo.console, filled)
+        result.append(f"{len(BLANKS)} texts, a word each")
 
 
 def _continue(model: Any, tokenizer: Any, prompt: str, **options: Any) -> str:

@@ -7,6 +7,7 @@ its place to one mask token, and follows as a piece ``sop s1 .. sn`` whose targe
 
 from __future__ import annotations
 
+import functools
 import math
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
@@ -90,6 +91,11 @@ class BlankInfillingObjective:
         logarithms = lengths * math.log(self.mean_span) - np.array([math.lgamma(n + 1) for n in lengths])
         weights = np.exp(logarithms - self.mean_span)
         return np.asarray(weights / weights.sum(), dtype=np.float64)
+
+    @functools.cached_property
+    def cumulative_span_lengths(self) -> NDArray[np.float64]:
+        """The probability that a span has at most 1, 2, .. tokens."""
+        return self.span_length_probabilities().cumsum()
 
 
 # THUDM/GLM config/*.sh; the GLM-130B paper, where [gMASK] is always the suffix and its length uniform.
@@ -177,7 +183,7 @@ def token_spans(
     documents each but the longest takes ``masked_share`` of its own, the longest takes the rest. Unlike there, a sample
     whose spans do not all find a place keeps those that do, and the last token of a text may be in a span.
     """
-    cumulative = objective.span_length_probabilities().cumsum()
+    cumulative = objective.cumulative_span_lengths
     wanted = 1 if single else max(1, int(objective.masked_share * len(ids)))
     drawn = np.searchsorted(cumulative, rng.random(wanted), side="right") + 1
     drawn = np.minimum(drawn, len(cumulative))  # the last bound may round to just below 1
