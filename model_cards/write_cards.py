@@ -11,9 +11,17 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import glmlike
 from glmlike.data import TINY
+from glmlike.infilling import fill
 
 HERE = Path(__file__).parent
-PROMPTS = ("And it came to", "Thus saith the LORD", "And the word of the LORD came unto me,", "《静夜思》\n作者：")
+BLANKS = (
+    "In the beginning God created the [MASK] and the earth.",
+    "The LORD is my [MASK]; I shall not want.",
+    "Blessed are the [MASK] in spirit: for theirs is the kingdom of heaven.",
+    "床前明月光，疑是地上[MASK]。",
+    "春眠不觉晓，处处闻[MASK]鸟。",
+)
+PROMPTS = ("And it came to", "Thus saith the LORD", "And the word of the LORD came unto me,", "白日依山尽，")
 
 CARD = """---
 license: apache-2.0
@@ -29,16 +37,19 @@ tags:
 
 # The embedded model
 
-A decoder of {parameters:.2f} million parameters of the GLM recipe, trained from nothing on public-domain text. It comes
-with the package (`glmlike.data.TINY`), so that everything can be tried without a network. It knows the sound of its
-texts and nothing else; use it to try tools, not to learn facts.
+A decoder of {parameters:.2f} million parameters that fills blanks and continues text, trained from nothing on
+public-domain text in English and Chinese. It comes with the package (`glmlike.data.TINY`), so that everything can be
+tried without a network. It knows the sound of its texts and nothing else; use it to try tools, not to learn facts.
 
 ```python
 import glmlike
 from glmlike.data import TINY
+from glmlike.infilling import fill
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-tokenizer, model = AutoTokenizer.from_pretrained(TINY), AutoModelForCausalLM.from_pretrained(TINY)
+tokenizer, model = AutoTokenizer.from_pretrained(TINY), AutoModelForCausalLM.from_pretrained(TINY, dtype="float32")
+print(fill(model, tokenizer, "In the beginning God created the [MASK] and the earth.").filled_text)
+
 output = model.generate(**tokenizer("And it came to", return_tensors="pt"), max_new_tokens=20, do_sample=False)
 print(tokenizer.decode(output[0]))
 ```
@@ -57,16 +68,30 @@ print(tokenizer.decode(output[0]))
 
 ## Training
 
-`examples/train_tiny.py` with the HF Trainer: {steps} steps of {batch} rows of {block} tokens ({seen:.1f} million),
-learning rate {learning_rate}, AdamW, cosine schedule, seed {seed}; {minutes:.0f} minutes on {hardware}.
+`examples/train_tiny.py` with the HF Trainer: {steps} steps of {batch} passages of {passage[0]} to {passage[1]} tokens
+({seen:.1f} million), learning rate {learning_rate}, AdamW, cosine schedule, seed {seed}; {minutes:.0f} minutes on
+{hardware}. The objective is blank infilling (`glmlike.infilling.DataCollatorForBlankInfilling`): {objective}.
 
 | step | training loss | held-out loss |
 |---|---|---|
 {losses}
 
-On the held-out documents: perplexity {perplexity} a token, {bits} bits a byte.
+The held-out loss is that of the pieces of held-out passages cut by the same objective. Read as plain text, the held-out
+documents have a perplexity of {perplexity} a token, {bits} bits a byte.
+
+## Blanks in held-out text
+
+One word (English) or character (Chinese) of each held-out line is a blank, with the neighbouring lines around it; an
+answer counts if it is the word (`examples/held_out_blanks.py`). The n-gram model is a trigram model of the same
+training text, Witten-Bell smoothed, that picks the word which makes the line likeliest.
+
+{blanks}
 
 ## What it says
+
+Blanks, filled greedily; the piece is in bold:
+
+{filled}
 
 Greedy continuations; the prompt is in bold:
 
@@ -74,13 +99,13 @@ Greedy continuations; the prompt is in bold:
 
 ## Formats
 
-Stored in native layout (bfloat16, {bytes:.1f} MB with its tokenizer: a byte-level BPE of {vocabulary} tokens).
-Converts to {formats}.
+Stored in native layout (bfloat16, {bytes:.1f} MB with its tokenizer: a byte-level BPE of {vocabulary} tokens, Chinese
+characters apart). {formats}
 
 ## Licence and limits
 
 Apache-2.0. The texts are in the public domain. The model repeats phrases and mixes names; its context is {context}
-tokens and it was trained on rows of {block}.
+tokens and it was trained on passages of up to {passage[1]}.
 """
 
 
@@ -100,10 +125,13 @@ def tiny() -> str:
         losses=_losses(training),
         perplexity=training["held_out"]["perplexity"],
         bits=training["held_out"]["bits_per_byte"],
+        objective=_objective(training["objective"]),
+        blanks=_blanks(training["blanks"]),
+        filled=_filled(),
         continuations=_continuations(),
         bytes=sum(path.stat().st_size for path in TINY.iterdir()) / 1e6,
         vocabulary=spec.vocab_size,
-        formats=" and ".join(f"`{fmt}`" for fmt in _formats(spec)),
+        formats=_formats(spec),
         context=spec.max_position_embeddings,
         **how,
     )
@@ -116,6 +144,8 @@ def _architecture(spec: glmlike.DecoderSpec) -> str:
         "feed-forward size": f"{spec.intermediate_size} ({spec.feed_forward})",
         "heads": f"{spec.num_attention_heads} for queries, {spec.num_key_value_heads} for keys and values",
         "head size": f"{spec.head_dim}, rotary on {spec.rotary_dim} ({spec.rotary_pairing} pairs)",
+        "positions": spec.positions,
+        "attention": f"{spec.attention_mask} mask",
         "norm": f"{spec.norm}, {spec.residual}",
         "bias": "on q, k, v only" if spec.qkv_bias and not spec.output_bias else "see config.json",
         "head": "tied to the embedding" if spec.tie_word_embeddings else "its own",
@@ -145,9 +175,39 @@ def _losses(training: dict[str, Any]) -> str:
     return "\n".join(rows)
 
 
-def _continuations() -> str:
+def _objective(objective: dict[str, Any]) -> str:
+    shares = ", ".join(
+        f"{objective[level]:.0%} {level}" for level in ("token", "sentence", "document", "causal") if objective[level]
+    )
+    return f"{shares} level; {objective['masked_share']:.0%} of a text masked"
+
+
+def _blanks(found: dict[str, dict[str, Any]]) -> str:
+    lines = ["| language | blanks | this model | n-gram model |", "|---|---|---|---|"]
+    for language, row in found.items():
+        lines.append(f"| {language} | {row['blanks']} | {row['model']:.1%} | {row['n-gram']:.1%} |")
+    return "\n".join(lines)
+
+
+def _load() -> tuple[Any, Any]:
     tokenizer = AutoTokenizer.from_pretrained(TINY)
-    model = AutoModelForCausalLM.from_pretrained(TINY, dtype=torch.float32).eval()
+    return AutoModelForCausalLM.from_pretrained(TINY, dtype=torch.float32).eval(), tokenizer
+
+
+def _filled() -> str:
+    model, tokenizer = _load()
+    lines = []
+    for text in BLANKS:
+        filled = fill(model, tokenizer, text, max_new_tokens=8, do_sample=False)
+        start, end = filled.spans[0].span
+        start += len(filled.filled_text[start:end]) - len(filled.filled_text[start:end].lstrip())
+        whole = filled.filled_text
+        lines.append(f"> {whole[:start]}**{whole[start:end]}**{whole[end:]}".replace("\n", "<br>"))
+    return "\n\n".join(lines)
+
+
+def _continuations() -> str:
+    model, tokenizer = _load()
     lines = []
     for prompt in PROMPTS:
         output = model.generate(**tokenizer(prompt, return_tensors="pt"), max_new_tokens=24, do_sample=False)
@@ -156,10 +216,11 @@ def _continuations() -> str:
     return "\n\n".join(lines)
 
 
-def _formats(spec: glmlike.DecoderSpec) -> list[str]:
+def _formats(spec: glmlike.DecoderSpec) -> str:
     from glmlike.hub_json import FORMATS, cannot_express
 
-    return [fmt for fmt in FORMATS if fmt != "glmlike" and not cannot_express(spec, fmt)]
+    able = [f"`{fmt}`" for fmt in FORMATS if fmt != "glmlike" and not cannot_express(spec, fmt)]
+    return f"Converts to {' and '.join(able)}." if able else "No other layout can say this decoder."
 
 
 def main() -> None:
