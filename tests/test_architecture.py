@@ -47,7 +47,11 @@ MAY: dict[str, set[str]] = {
         *("torch", "transformers"),
         *("glmlike.attention", "glmlike.chat", "glmlike.configuration", "glmlike.errors", "glmlike.feed_forward"),
         *("glmlike.loading", "glmlike.norms", "glmlike.packing", "glmlike.prefix", "glmlike.renamed"),
-        *("glmlike.rotary", "glmlike.tables"),
+        *("glmlike.generation", "glmlike.rotary", "glmlike.tables"),
+    },
+    "generation": {
+        *("torch", "transformers"),
+        *("glmlike.configuration", "glmlike.prefix", "glmlike.renamed"),
     },
     "tables": {"torch", "glmlike.errors"},
     "checkpoint/layouts": {"torch", "glmlike.errors"},

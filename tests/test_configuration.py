@@ -13,6 +13,7 @@ from transformers import AutoConfig, GlmConfig, LlamaConfig, Qwen2Config
 from glmlike import ChatGLMConfig, ConfigError, GlmLikeConfig, GlmLikeError, SpecError
 from glmlike.configuration import as_native, translate
 from glmlike.hub_json import FORMATS, cannot_express, detect, read_spec, write_config
+from glmlike.published import PUBLISHED
 from specs import FAMILY, SPECS
 
 
@@ -146,6 +147,41 @@ def test_token_ids_of_blanks() -> None:
     chat = ChatGLMConfig.from_dict({**write_config(SPECS["chatglm-6b"], "chatglm-6b"), **said})
     blanks = (chat.mask_token_id, chat.gmask_token_id, chat.smask_token_id, chat.sop_token_id)
     assert blanks == (130_000, 130_001, 130_002, 130_004)
+
+
+GLM_TOKENS = {
+    # (mask, smask, gmask, sop, eop, pad) by the published tokenizers (THUDM/GLM)
+    "glm-2b": (50_260, 50_264, 50_263, 50_257, 50_258, 50_256),
+    "glm-10b": (50_260, 50_264, 50_263, 50_257, 50_258, 50_256),
+    "glm-515m": (103, 30_525, 30_524, 30_522, 30_523, 0),
+    "glm-10b-chinese": (50_003, 50_008, 50_007, 50_006, 50_007, 50_000),
+    "glm-large-chinese": (50_003, 50_008, 50_009, 50_006, 50_007, 50_000),
+}
+
+
+def six(config: GlmLikeConfig) -> tuple[Any, ...]:
+    blanks = (config.mask_token_id, config.smask_token_id, config.gmask_token_id)
+    return (*blanks, config.sop_token_id, config.eos_token_id, config.pad_token_id)
+
+
+@pytest.mark.parametrize("name", GLM_TOKENS)
+def test_token_ids_of_the_glm_10b_line(name: str) -> None:
+    """No published config says them; two vocabularies of one size are told apart by the model's."""
+    published = {**write_config(PUBLISHED[name].spec, "glm-10b"), "spell_func": "lstm"}
+    assert six(GlmLikeConfig.from_dict(published)) == GLM_TOKENS[name]
+    own = {"mask_token_id": 5, "sop_token_id": 6, "eos_token_id": 7, "pad_token_id": 8}
+    _, smask, gmask, *_ = GLM_TOKENS[name]
+    assert six(GlmLikeConfig.from_dict({**published, **own})) == (5, smask, gmask, 6, 7, 8)
+
+
+def test_token_ids_of_glm_roberta_and_of_unknown_sizes() -> None:
+    sizes = {"num_layers": 24, "num_attention_heads": 16, "hidden_size": 1024, "max_sequence_length": 512}
+    roberta = {**write_config(PUBLISHED["glm-515m"].spec, "glm-10b"), **sizes, "vocab_size": 50_304}
+    assert six(GlmLikeConfig.from_dict(roberta)) == (50_264, None, None, 50_265, 50_266, 2)
+    large = {**roberta, "vocab_size": 30_592}
+    assert six(GlmLikeConfig.from_dict(large)) == GLM_TOKENS["glm-515m"]
+    unknown = {**roberta, "vocab_size": 50_048, "hidden_size": 512}
+    assert six(GlmLikeConfig.from_dict(unknown)) == (None,) * 6
 
 
 def test_what_is_no_config_of_the_family_is_refused() -> None:

@@ -269,6 +269,8 @@ def test_embeddings_take_two_dimensional_positions_for_the_mask(model: Any) -> N
     else:
         with pytest.raises(ValueError, match=r"neither embeddings nor one-dimensional positions.*Pass input_ids"):
             model(inputs_embeds=embeddings, attention_mask=mask, position_ids=positions)
+    with pytest.raises(ValueError, match="generate with input_ids, inputs_embeds and position_ids: pass one"):
+        model.generate(ids, inputs_embeds=embeddings, position_ids=positions, max_new_tokens=2)
     with pytest.raises(ValueError, match="generate with inputs_embeds.*Pass input_ids alone"):
         model.generate(inputs_embeds=embeddings, attention_mask=mask, max_new_tokens=2)
 

@@ -2,17 +2,38 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from torch.testing import assert_close
-from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM, DynamicCache
+from transformers import (
+    AutoConfig,
+    AutoModel,
+    AutoModelForCausalLM,
+    AutoModelForMultipleChoice,
+    AutoModelForSeq2SeqLM,
+    DynamicCache,
+    GlmConfig,
+    GlmForCausalLM,
+)
 
-from glmlike import ConfigError, GlmLikeConfig, GlmLikeError, GlmLikeForCausalLM
+from glmlike import (
+    CheckpointError,
+    ConfigError,
+    GlmLikeConfig,
+    GlmLikeError,
+    GlmLikeForCausalLM,
+    GlmLikeModel,
+    convert,
+    detect,
+    verify,
+)
 from glmlike.checkpoint.layouts import PerHead
 from glmlike.prefix import blocks_of_positions, context_blocks, infilling_positions, require_blanks
 from glmlike.renamed import CACHE
@@ -337,19 +358,106 @@ def test_glm_10b_loss_is_not_shifted_and_its_gradient_agrees(golden: Path) -> No
     assert_close(found, expected["two_spans.grad.qkv0"], atol=5e-5, rtol=0)
 
 
-def test_files_of_the_bare_glm_10b_decoder_load_too(golden: Path, tmp_path: Path) -> None:
-    """GLMModel saves without the prefix ``glm.``."""
-    import shutil
-
-    from safetensors.torch import save_file
-
-    shutil.copy(golden / "glm" / "config.json", tmp_path)
+@pytest.fixture
+def bare_glm(golden: Path, tmp_path: Path) -> Path:
+    """The GLM-10B fixture as GLMModel saves it: without the prefix ``glm.``."""
+    folder = tmp_path / "bare"
+    folder.mkdir()
+    shutil.copy(golden / "glm" / "config.json", folder)
     tensors = load_file(golden / "glm" / "model.safetensors")
     bare = {name.removeprefix("glm."): tensor for name, tensor in tensors.items()}
-    save_file(bare, tmp_path / "model.safetensors", metadata={"format": "pt"})
-    whole, loaded = (GlmLikeForCausalLM.from_pretrained(folder) for folder in (golden / "glm", tmp_path))
+    save_file(bare, folder / "model.safetensors", metadata={"format": "pt"})
+    return folder
+
+
+def test_files_of_the_bare_glm_10b_decoder_load_too(bare_glm: Path, golden: Path) -> None:
+    whole, loaded = (GlmLikeForCausalLM.from_pretrained(folder) for folder in (golden / "glm", bare_glm))
     state = whole.state_dict()
     assert all(torch.equal(tensor, state[name]) for name, tensor in loaded.state_dict().items())
+    decoder = GlmLikeModel.from_pretrained(bare_glm)
+    assert all(torch.equal(tensor, state[f"model.{name}"]) for name, tensor in decoder.state_dict().items())
+
+
+@pytest.mark.parametrize("to", ["glmlike", "glm-10b"])
+def test_files_of_the_bare_glm_10b_decoder_convert_too(to: Any, bare_glm: Path, golden: Path, tmp_path: Path) -> None:
+    assert detect(bare_glm).format == "glm-10b"
+    count = verify(golden / "glm", bare_glm)
+    report = convert(bare_glm, tmp_path / "out", to=to)
+    assert report.tensors == count if to == "glmlike" else report.tensors < count
+    assert verify(tmp_path / "out", golden / "glm") == count
+    if to == "glm-10b":
+        assert all(name.startswith("glm.") for name in load_file(tmp_path / "out" / "model.safetensors"))
+
+
+@pytest.mark.parametrize("prefix", ["", "glm."])
+def test_a_copied_head_of_glm_10b_must_be_the_embedding(prefix: str, bare_glm: Path, golden: Path) -> None:
+    """Its head is the embedding; some tools write it all the same."""
+    tensors = load_file(bare_glm / "model.safetensors")
+    tensors = {prefix + name: tensor for name, tensor in tensors.items()}
+    tensors["lm_head.weight"] = tensors[prefix + "word_embeddings.weight"].clone()
+    save_file(tensors, bare_glm / "model.safetensors", metadata={"format": "pt"})
+    verify(golden / "glm", bare_glm)
+    tensors["lm_head.weight"][0, 0] += 1
+    save_file(tensors, bare_glm / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(CheckpointError, match=r"ties '.*lm_head.weight' to 'glm.word_embeddings.weight', but"):
+        verify(golden / "glm", bare_glm)
+
+
+def test_a_mixture_of_bare_and_full_names_is_refused(bare_glm: Path) -> None:
+    tensors = load_file(bare_glm / "model.safetensors")
+    tensors["glm.word_embeddings.weight"] = tensors.pop("word_embeddings.weight")
+    save_file(tensors, bare_glm / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(CheckpointError, match="tensors missing.*tensors that config.json has no place for"):
+        detect(bare_glm)
+
+
+@pytest.mark.parametrize("trust", [None, False, True])
+@pytest.mark.parametrize("bare", [False, True])
+def test_auto_classes_on_a_glm_10b_folder_run_nothing_of_it(
+    bare: bool, trust: bool | None, bare_glm: Path, golden: Path, tmp_path: Path
+) -> None:
+    """Its model_type is transformers' own ``glm``, and its auto_map names code files, which raise when read."""
+    folder = tmp_path / "repo"
+    shutil.copytree(bare_glm if bare else golden / "glm", folder)
+    for name in ("configuration_glm", "modeling_glm", "tokenization_glm"):
+        (folder / f"{name}.py").write_text("raise SystemExit('a file of the folder was executed')\n")
+    config = AutoConfig.from_pretrained(folder, trust_remote_code=trust)
+    assert type(config) is GlmLikeConfig
+    for auto in (AutoModelForCausalLM, AutoModelForSeq2SeqLM):
+        assert type(auto.from_pretrained(folder, trust_remote_code=trust)) is GlmLikeForCausalLM
+        assert type(auto.from_config(config, trust_remote_code=trust)) is GlmLikeForCausalLM
+    assert type(AutoModel.from_pretrained(folder, trust_remote_code=trust)) is GlmLikeModel
+    with pytest.raises(ValueError, match="Unrecognized configuration class.*GlmLikeConfig.*AutoModelForMultipleChoice"):
+        AutoModelForMultipleChoice.from_pretrained(folder, trust_remote_code=trust)
+
+
+@pytest.mark.parametrize("trust", [None, False, True])
+def test_auto_classes_on_a_native_glm_folder_stay_transformers_own(trust: bool | None, tmp_path: Path) -> None:
+    sizes = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "num_key_value_heads": 1}
+    config = GlmConfig(**sizes, head_dim=16, vocab_size=8, intermediate_size=8, pad_token_id=0, eos_token_id=1)
+    GlmForCausalLM(config).save_pretrained(tmp_path)
+    assert type(AutoConfig.from_pretrained(tmp_path, trust_remote_code=trust)) is GlmConfig
+    assert type(AutoModelForCausalLM.from_pretrained(tmp_path, trust_remote_code=trust)) is GlmForCausalLM
+    assert type(AutoModel.from_pretrained(tmp_path, trust_remote_code=trust)).__module__.startswith("transformers.")
+
+
+@torch.no_grad()
+def test_the_residual_factor_is_the_specs_number(golden: Path, tmp_path: Path) -> None:
+    """The fixture's is sqrt(2 x 3 layers), the default; the published code says sqrt(56) at any depth."""
+    ids = load_file(golden / "chatglm" / "expected.safetensors")["gmask.input_ids"]
+    expected = load_file(golden / "chatglm" / "expected.safetensors")["gmask.logits"]
+    shutil.copytree(golden / "chatglm", tmp_path / "repo")
+    config = json.loads((tmp_path / "repo" / "config.json").read_text())
+    assert "residual_scale" not in config
+    for given, scale in ((None, 6**0.5), (6**0.5, 6**0.5), (56**0.5, 56**0.5), (2, 2.0)):
+        (tmp_path / "repo" / "config.json").write_text(json.dumps({**config, "residual_scale": given}))
+        model = AutoModelForCausalLM.from_pretrained(tmp_path / "repo").eval()
+        assert model.config.spec.residual_scale == pytest.approx(scale, abs=0)
+        assert [layer.residual_scale for layer in model.model.layers] == [scale] * 3
+        error = (model(ids).logits - expected).abs().max().item()
+        assert error < 5e-5 if scale == 6**0.5 else error > 0.1
+        model.save_pretrained(tmp_path / "native")
+        assert GlmLikeForCausalLM.from_pretrained(tmp_path / "native").config.spec.residual_scale == scale
 
 
 def merged_shards(folder: Path) -> dict[str, torch.Tensor]:

@@ -6,7 +6,6 @@ Shapes: B batch, T tokens, D hidden, V vocabulary.
 """
 
 # No `from __future__ import annotations`: transformers reads `config: GlmLikeConfig` from the class annotations.
-import functools
 from os import PathLike
 from typing import Any, ClassVar
 
@@ -14,10 +13,8 @@ import torch
 from torch import Tensor, nn
 from transformers.cache_utils import Cache, DynamicCache
 from transformers.configuration_utils import PreTrainedConfig
-from transformers.generation import GenerationMixin
 from transformers.masking_utils import (
     create_causal_mask,
-    create_masks_for_generate,
     create_sliding_window_causal_mask,
     packed_sequence_mask_function,
 )
@@ -38,6 +35,7 @@ from glmlike.chat import ChatMixin
 from glmlike.configuration import ChatGLMConfig, GlmLikeConfig, as_native
 from glmlike.errors import ConfigError
 from glmlike.feed_forward import GlmLikeMLP
+from glmlike.generation import InfillingGenerationMixin
 from glmlike.loading import one_sentence, require_decoder, require_shapes, resolve_config, warn_about_cpu_float16
 from glmlike.norms import build_norm
 from glmlike.packing import Samples, require_kernel, require_packable
@@ -45,12 +43,9 @@ from glmlike.prefix import (
     additive,
     blocks_of_positions,
     context_blocks,
-    continued_positions,
     infilling_positions,
-    prompt_positions,
     refuse_flash,
     refuse_paged,
-    require_whole_rows,
 )
 from glmlike.renamed import CACHE, takes_cache
 from glmlike.rotary import GlmLikeRotaryEmbedding
@@ -238,7 +233,7 @@ class GlmLikeModel(GlmLikePreTrainedModel):
             inputs_embeds = look_up_tokens(self.embed_tokens, input_ids, self.config.vocab_size)
         if seq_idx is not None:
             require_packable(seq_idx, inputs_embeds, past_key_values, attention_mask)
-            use_cache = False
+            seq_idx, use_cache = seq_idx.to(inputs_embeds.device), False
         if use_cache and past_key_values is None:
             past_key_values = DynamicCache(config=self.config)
         if self.config.attention_mask == "prefix":
@@ -319,16 +314,23 @@ class GlmLikeModel(GlmLikePreTrainedModel):
         ready = isinstance(attention_mask, dict) or (isinstance(attention_mask, Tensor) and attention_mask.ndim == 4)
         if self.config.attention_mask == "causal" or ready:
             return None
-        if past_key_values is not None and past_key_values.get_seq_length() > 0:
+        if past_key_values is not None and position_ids.shape[-1] == 1:
+            return None
+        seen: Any = 0 if past_key_values is None else past_key_values.get_seq_length()
+        if not (isinstance(seen, Tensor) and torch.compiler.is_compiling()) and seen > 0:
             return None
         if input_ids is not None:
-            return context_blocks(input_ids, attention_mask, self.config, seq_idx)
-        if position_ids.ndim == 3:
-            return blocks_of_positions(position_ids, attention_mask, seq_idx)
-        raise ValueError(
-            "inputs_embeds with attention_mask='prefix': neither embeddings nor one-dimensional positions tell where "
-            "contexts end. Pass input_ids, or a bool attention_mask [B, 1, T, T] that is True where a token may attend."
-        )
+            blocks = context_blocks(input_ids, attention_mask, self.config, seq_idx)
+        elif position_ids.ndim == 3:
+            blocks = blocks_of_positions(position_ids, attention_mask, seq_idx)
+        else:
+            raise ValueError(
+                "inputs_embeds with attention_mask='prefix': neither embeddings nor one-dimensional positions tell "
+                "where contexts end. Pass input_ids, or a bool attention_mask [B, 1, T, T]: True where a token may "
+                "attend."
+            )
+        # The length of a static cache is a tensor, on which a compiled graph cannot branch.
+        return torch.where(seen > 0, -1, blocks) if isinstance(seen, Tensor) else blocks
 
     def _masks(
         self,
@@ -349,7 +351,8 @@ class GlmLikeModel(GlmLikePreTrainedModel):
             "position_ids": position_ids,
             CACHE: past_key_values,
         }
-        if seq_idx is not None and (attention_mask is None or attention_mask.ndim == 2):
+        ready = attention_mask is not None and len(attention_mask.shape) != 2
+        if seq_idx is not None and not ready:
             # It says more than positions that restart; padding is a sample of its own, so that no token sees nothing.
             same = packed_sequence_mask_function(Samples(seq_idx, inputs_embeds).labels(attention_mask))
             arguments |= {"position_ids": None, "attention_mask": None, "and_mask_function": same}
@@ -365,7 +368,7 @@ class GlmLikeModel(GlmLikePreTrainedModel):
 @auto_docstring(
     custom_intro="The decoder with a language-modelling head: logits [B, T, V], and the loss when given labels."
 )
-class GlmLikeForCausalLM(GlmLikePreTrainedModel, GenerationMixin, ChatMixin):
+class GlmLikeForCausalLM(GlmLikePreTrainedModel, InfillingGenerationMixin, ChatMixin):
     _tied_weights_keys: ClassVar[dict[str, str]] = {"lm_head.weight": "model.embed_tokens.weight"}
     _tp_plan: ClassVar[dict[str, str]] = {"lm_head": "colwise_gather_output"}
     _pp_plan: ClassVar[dict[str, Any]] = {"lm_head": (["hidden_states"], ["logits"])}
@@ -377,82 +380,6 @@ class GlmLikeForCausalLM(GlmLikePreTrainedModel, GenerationMixin, ChatMixin):
         self.vocab_size = self.config.vocab_size
         self.lm_head = nn.Linear(self.config.hidden_size, self.config.vocab_size, bias=False)
         self.post_init()
-
-    def infilling_positions(
-        self, input_ids: Tensor, attention_mask: Tensor | None = None, seq_idx: Tensor | None = None
-    ) -> Tensor:
-        """Positions [B, 2, T] (or [B, T]) of whole rows of an infilling decoder; see glmlike.prefix."""
-        return infilling_positions(input_ids, attention_mask, self.config, seq_idx)
-
-    @functools.wraps(GenerationMixin.generate)
-    def generate(self, inputs: Tensor | None = None, *args: Any, **kwargs: Any) -> Any:
-        """As transformers' own; explicit ``position_ids`` of an infilling prompt are used and continued."""
-        given = kwargs.get("position_ids")
-        if self.config.attention_mask == "prefix" and given is not None:
-            candidates = (inputs, kwargs.get("input_ids"), kwargs.get("inputs_embeds"))
-            prompt = next((tensor for tensor in candidates if tensor is not None), given.movedim(-1, 1))
-            kwargs["prompt_position_ids"] = prompt_positions(kwargs.pop("position_ids"), prompt, self.config)
-        return super().generate(inputs, *args, **kwargs)
-
-    def prepare_inputs_for_generation(
-        self,
-        input_ids: Tensor,
-        next_sequence_length: int | None = None,
-        *,
-        inputs_embeds: Tensor | None = None,
-        is_first_iteration: bool | None = False,
-        prompt_position_ids: Tensor | None = None,
-        **kwargs: Any,
-    ) -> dict[str, Any]:
-        """As transformers does it, with the positions of blank infilling where the decoder has them.
-
-        ``prompt_position_ids`` are what ``generate`` was given as ``position_ids``, under a name of their own because
-        transformers continues and repeats three-dimensional ones as those of images.
-        """
-        if kwargs.get("seq_idx") is not None:
-            raise ValueError("generate with seq_idx: packed samples cannot be continued. Give one sample a row.")
-        inputs: dict[str, Any] = super().prepare_inputs_for_generation(
-            input_ids,
-            next_sequence_length=next_sequence_length,
-            inputs_embeds=inputs_embeds,
-            is_first_iteration=is_first_iteration,
-            **kwargs,
-        )
-        if self.config.attention_mask == "prefix":
-            padding = kwargs.get("attention_mask")
-            positions = self._row_positions(input_ids, inputs_embeds, padding, prompt_position_ids)
-            if is_first_iteration and inputs_embeds is None and (cache := kwargs.get(CACHE)) is not None:
-                require_whole_rows(input_ids, padding, int(cache.get_seq_length()), self.config)
-            tokens = inputs["inputs_embeds"] if inputs.get("input_ids") is None else inputs["input_ids"]
-            inputs["position_ids"] = positions[..., -tokens.shape[1] :]
-        return inputs
-
-    def _prepare_position_ids_for_generation(self, inputs_tensor: Tensor, model_kwargs: dict[str, Any]) -> Any:
-        """None for an infilling decoder: they follow from the token ids anew at every step."""
-        if self.config.attention_mask == "prefix":
-            return None
-        return super()._prepare_position_ids_for_generation(inputs_tensor, model_kwargs)
-
-    def _row_positions(
-        self, input_ids: Tensor, embeddings: Tensor | None, padding: Tensor | None, prompt: Tensor | None
-    ) -> Tensor:
-        """Positions of all tokens that generation has come to, prompt included."""
-        if prompt is None:
-            if embeddings is not None:
-                raise ValueError(
-                    "generate with inputs_embeds and attention_mask='prefix': masks and positions follow from token "
-                    "ids. Pass input_ids alone, or the prompt's position_ids too (two-dimensional ones say the mask)."
-                )
-            return infilling_positions(input_ids, padding, self.config)
-        length = input_ids.shape[1] + (0 if embeddings is None else embeddings.shape[1])
-        return continued_positions(prompt, padding, length)
-
-    def create_masks_for_generate(self, attention_mask: Tensor | None = None, **kwargs: Any) -> Any:
-        """The masks of a static cache; an infilling decoder makes its own, since they follow from the token ids."""
-        if self.config.attention_mask == "prefix":
-            return attention_mask
-        kwargs["config"] = self.config
-        return create_masks_for_generate(attention_mask=attention_mask, **kwargs)
 
     @can_return_tuple
     @auto_docstring

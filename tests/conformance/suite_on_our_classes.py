@@ -105,8 +105,24 @@ class Llama(_Kind, unittest.TestCase):
     }
 
 
-class Infilling(_Kind, unittest.TestCase):
+class _Infilling(_Kind):
+    blanks = {"mask_token_id": 96, "gmask_token_id": 97, "sop_token_id": 98, "attention_mask": "prefix"}  # noqa: RUF012
+    unfit = {  # noqa: RUF012
+        "inputs_embeds": "ours: positions follow from token ids; embeddings alone are refused (test_prefix.py)",
+        "rope": "ours: two-dimensional positions have the plain rope; others are refused (test_spec.py)",
+        "eager_matches_sdpa": "ours: the suite sets a window, refused here (test_spec.py); see test_prefix.py",
+    }
+
+    def setUp(self) -> None:
+        super().setUp()
+        for part, reason in self.unfit.items():
+            if part in self._testMethodName:
+                self.skipTest(reason)  # type: ignore[attr-defined]
+
+
+class Infilling(_Infilling, unittest.TestCase):
     kind = {  # noqa: RUF012
+        **_Infilling.blanks,
         "norm": "layer",
         "residual": "scaled",
         "residual_scale": 2.0,
@@ -114,21 +130,30 @@ class Infilling(_Kind, unittest.TestCase):
         "positions": "rotary_2d",
         "rotary_pairing": "halves",
         "partial_rotary_factor": 1.0,
-        "attention_mask": "prefix",
         "attention_output_bias": True,
         "mlp_bias": True,
-        "mask_token_id": 96,
-        "gmask_token_id": 97,
-        "sop_token_id": 98,
     }
 
-    def setUp(self) -> None:
-        super().setUp()
-        reasons = {
-            "inputs_embeds": "ours: positions follow from token ids; embeddings alone are refused (test_prefix.py)",
-            "rope": "ours: two-dimensional positions have the plain rope; others are refused (test_spec.py)",
-            "eager_matches_sdpa": "ours: the suite sets a window, refused here (test_spec.py); see test_prefix.py",
-        }
-        for part, reason in reasons.items():
-            if part in self._testMethodName:
-                self.skipTest(reason)
+
+class LearnedPositions(_Infilling, unittest.TestCase):
+    kind = {  # noqa: RUF012
+        **_Infilling.blanks,
+        "norm": "layer",
+        "feed_forward": "gelu_erf",
+        "positions": "learned_2d",
+        "rotary_pairing": "halves",
+        "partial_rotary_factor": 1.0,
+        "attention_output_bias": True,
+        "mlp_bias": True,
+        "tie_word_embeddings": True,
+    }
+
+
+class InfillingRecipe(_Infilling, unittest.TestCase):
+    kind = {  # noqa: RUF012
+        **_Infilling.blanks,
+        "positions": "rotary_2d",
+        "rotary_pairing": "halves",
+        "partial_rotary_factor": 1.0,
+        "tie_word_embeddings": True,
+    }

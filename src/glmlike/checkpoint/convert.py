@@ -72,7 +72,7 @@ def detect(folder: str | Path, *, generation: Generation | None = None) -> Detec
     where = str(folder / "config.json")
     fmt = detect_config(checkpoint_config, where)
     spec = read_spec(checkpoint_config, where, generation=generation)
-    found = Detection(folder, fmt, spec, checkpoint_config, open_checkpoint(folder))
+    found = Detection(folder, fmt, spec, checkpoint_config, _whole_names(open_checkpoint(folder), TABLES[fmt]))
     _check_names_and_shapes(found)
     return found
 
@@ -88,6 +88,12 @@ def _read_config(folder: Path) -> dict[str, Any]:
     if not isinstance(config, dict):
         raise ConfigError(f"{path}: holds {type(config).__name__}, expected an object. Download it again.")
     return config
+
+
+def _whole_names(checkpoint: Checkpoint, table: FormatTable) -> Checkpoint:
+    """The checkpoint under its format's full names: files of a bare decoder leave the prefix of all names out."""
+    left_out = table.prefix and not any(name.startswith(table.prefix) for name in checkpoint.tensors)
+    return checkpoint.under(table.prefix) if left_out else checkpoint
 
 
 def _check_names_and_shapes(found: Detection) -> None:

@@ -43,12 +43,17 @@ class Checkpoint:
         """
         if name not in self.tensors:
             raise CheckpointError(f"{self.folder}: no file holds {name!r}.")
-        path = self.tensors[name].file
+        path, stored = self.tensors[name].file, self.tensors[name].name
         if path not in self._handles:
             self._handles[path] = _open(path)
         handle = self._handles[path]
-        tensor: Tensor = handle[name] if isinstance(handle, dict) else handle.get_tensor(name)
+        tensor: Tensor = handle[stored] if isinstance(handle, dict) else handle.get_tensor(stored)
         return tensor
+
+    def under(self, prefix: str) -> Checkpoint:
+        """The same tensors, each by its name with ``prefix`` before it."""
+        tensors = {prefix + name: info for name, info in self.tensors.items()}
+        return Checkpoint(self.folder, self.files, tensors, self._handles)
 
 
 def open_checkpoint(folder: Path) -> Checkpoint:

@@ -33,13 +33,33 @@ CHATGLM_6B: dict[str, Any] = {
 }
 GLM_10B: dict[str, Any] = {**_LAYER_NORM, "feed_forward": "gelu_erf", "positions": "learned_2d"}
 
-# Token ids of the GLM-10B line follow from its vocabulary; two Chinese ones share a size and differ, so they say them.
-_GLM_TOKENS: dict[int, dict[str, int]] = {
-    50_304: {"mask_token_id": 50_260, "gmask_token_id": 50_263, "smask_token_id": 50_264, "sop_token_id": 50_257}
-    | {"eos_token_id": 50_258, "pad_token_id": 50_256},
-    30_592: {"mask_token_id": 103, "gmask_token_id": 30_524, "smask_token_id": 30_525, "sop_token_id": 30_522}
-    | {"eos_token_id": 30_523, "pad_token_id": 0},
+# Token ids of the GLM-10B line: no published config says them. They follow from the tokenizer, and that from the sizes
+# (THUDM/GLM: data_utils/tokenization.py, config_tasks). End of text there is the end of a piece.
+_GPT2 = {"mask_token_id": 50_260, "gmask_token_id": 50_263, "smask_token_id": 50_264, "sop_token_id": 50_257} | {
+    "eos_token_id": 50_258,
+    "pad_token_id": 50_256,
 }
+_ROBERTA = {"mask_token_id": 50_264, "sop_token_id": 50_265, "eos_token_id": 50_266, "pad_token_id": 2}
+_BERT = {"mask_token_id": 103, "gmask_token_id": 30_524, "smask_token_id": 30_525, "sop_token_id": 30_522} | {
+    "eos_token_id": 30_523,
+    "pad_token_id": 0,
+}
+_CHINESE = {"mask_token_id": 50_003, "smask_token_id": 50_008, "sop_token_id": 50_006, "eos_token_id": 50_007} | {
+    "pad_token_id": 50_000
+}
+# glm-10b-chinese was trained with [gMASK] where eop is: before the first sop the id is a blank, after it the end.
+_CHINESE_GMASK = {4096: 50_007, 1024: 50_009}
+
+
+def _glm_tokens(config: Config) -> dict[str, int]:
+    """What the sizes of a published checkpoint say; a config's own ids stand above it."""
+    rows, hidden = config.get("vocab_size"), config.get("hidden_size")
+    if rows == 50_304:
+        # glm-roberta-large: 50267 tokens and GLM-2B's and GLM-10B's 50266 are padded to the same number of rows.
+        return _ROBERTA if (hidden, config.get("max_sequence_length")) == (1024, 512) else _GPT2
+    if rows == 50_048 and hidden in _CHINESE_GMASK:
+        return {**_CHINESE, "gmask_token_id": _CHINESE_GMASK[hidden]}
+    return _BERT if rows == 30_592 else {}
 
 
 def is_chatglm_6b(config: Config) -> bool:
@@ -164,7 +184,7 @@ def obstacles(spec: DecoderSpec) -> list[str]:
 def token_ids(config: Config) -> dict[str, Any]:
     """The ids of blanks and of the start of a piece under our names, where the config or its vocabulary says them."""
     if is_glm_10b(config):
-        return {**_GLM_TOKENS.get(config.get("vocab_size", 0), {}), **_said(config)}
+        return {**_glm_tokens(config), **_said(config)}
     if not is_chatglm_6b(config):
         return {}
     smask = {"smask_token_id": 130_002} if config.get("vocab_size") == 130_528 else {}
@@ -173,5 +193,5 @@ def token_ids(config: Config) -> dict[str, Any]:
 
 
 def _said(config: Config) -> dict[str, Any]:
-    names = ("mask_token_id", "smask_token_id", "gmask_token_id", "sop_token_id")
+    names = ("mask_token_id", "smask_token_id", "gmask_token_id", "sop_token_id", "eos_token_id", "pad_token_id")
     return {name: config[name] for name in names if config.get(name) is not None}

@@ -14,11 +14,15 @@ from glmlike.spec import DecoderSpec
 
 @dataclass(frozen=True)
 class FormatTable:
-    """One format: its rules for a spec, and the names its files may hold that no decoder needs."""
+    """One format: its rules for a spec, and the names its files may hold that no decoder needs.
+
+    ``prefix`` begins every name; files of a bare decoder of the format leave it out.
+    """
 
     name: Format
     table: Callable[[DecoderSpec], list[Rule]]
     dropped: tuple[str, ...] = ()
+    prefix: str = ""
 
     def steps(self, spec: DecoderSpec) -> list[Rule]:
         """The plan of a spec: every rule for every layer, fully named."""
@@ -48,13 +52,16 @@ class FormatTable:
 
         A tied head is not part of a tied model's file, but some tools write it all the same.
         """
-        shared = {"lm_head.weight": "model.embed_tokens.weight"}
-        return shared if spec.tie_word_embeddings and self.name != "chatglm" else {}
+        if not spec.tie_word_embeddings or self.name == "chatglm":
+            return {}
+        rules = self.table(spec)
+        (embedding,) = (rule.foreign[0] for rule in rules if rule.native == ("model.embed_tokens.weight",))
+        return dict.fromkeys(("lm_head.weight", self.prefix + "lm_head.weight"), embedding)
 
 
 TABLES: dict[Format, FormatTable] = {
     "glmlike": FormatTable("glmlike", glmlike.table, glmlike.DROPPED),
-    "glm-10b": FormatTable("glm-10b", glm10b.table, glm10b.DROPPED),
+    "glm-10b": FormatTable("glm-10b", glm10b.table, glm10b.DROPPED, prefix="glm."),
     "chatglm-6b": FormatTable("chatglm-6b", chatglm1.table, chatglm1.DROPPED),
     "chatglm": FormatTable("chatglm", chatglm2.table, chatglm2.DROPPED),
     "glm": FormatTable("glm", glm.table, glm.DROPPED),
