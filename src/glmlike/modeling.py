@@ -39,7 +39,14 @@ from glmlike.errors import ConfigError
 from glmlike.feed_forward import GlmLikeMLP
 from glmlike.loading import one_sentence, require_decoder, require_shapes, resolve_config, warn_about_cpu_float16
 from glmlike.norms import build_norm
-from glmlike.prefix import additive, context_blocks, infilling_positions, refuse_flash, refuse_paged
+from glmlike.prefix import (
+    additive,
+    context_blocks,
+    continued_positions,
+    infilling_positions,
+    refuse_flash,
+    refuse_paged,
+)
 from glmlike.renamed import CACHE, takes_cache
 from glmlike.rotary import GlmLikeRotaryEmbedding
 
@@ -328,12 +335,39 @@ class GlmLikeForCausalLM(GlmLikePreTrainedModel, GenerationMixin, ChatMixin):
 
     @functools.wraps(GenerationMixin.prepare_inputs_for_generation)  # generate reads its signature
     def prepare_inputs_for_generation(self, input_ids: Tensor, *args: Any, **kwargs: Any) -> dict[str, Any]:
-        """As transformers does it, with the positions of blank infilling where the decoder has them."""
+        """As transformers does it; positions of blank infilling follow from the tokens unless the caller gave some."""
         inputs: dict[str, Any] = super().prepare_inputs_for_generation(input_ids, *args, **kwargs)
         if self.config.attention_mask == "prefix" and inputs.get("input_ids") is not None:
-            positions = infilling_positions(input_ids, kwargs.get("attention_mask"), self.config)
+            positions = kwargs.get("position_ids")
+            if positions is None:
+                positions = infilling_positions(input_ids, kwargs.get("attention_mask"), self.config)
             inputs["position_ids"] = positions[..., -inputs["input_ids"].shape[1] :]
         return inputs
+
+    def _prepare_position_ids_for_generation(self, inputs_tensor: Tensor, model_kwargs: dict[str, Any]) -> Any:
+        """None for an infilling decoder: what the caller did not give is derived at each step."""
+        if self.config.attention_mask == "prefix":
+            return None
+        return super()._prepare_position_ids_for_generation(inputs_tensor, model_kwargs)
+
+    def _expand_inputs_for_generation(self, *args: Any, **kwargs: Any) -> Any:
+        """As transformers does it, but [B, 2, T] positions have their rows first, as everything else."""
+        positions = kwargs.pop("position_ids", None)
+        input_ids, expanded = super()._expand_inputs_for_generation(*args, **kwargs)
+        if positions is not None:
+            expanded["position_ids"] = positions.repeat_interleave(kwargs.get("expand_size", 1), dim=0)
+        return input_ids, expanded
+
+    def _update_model_kwargs_for_generation(
+        self, outputs: Any, model_kwargs: dict[str, Any], *args: Any, **kwargs: Any
+    ) -> dict[str, Any]:
+        """As transformers does it; positions that the caller gave go on as the piece that they end in."""
+        positions, seen = model_kwargs.get("position_ids"), model_kwargs.get("attention_mask")
+        updated: dict[str, Any] = super()._update_model_kwargs_for_generation(outputs, model_kwargs, *args, **kwargs)
+        if self.config.attention_mask == "prefix" and positions is not None:
+            count = updated["position_ids"].shape[-1] - positions.shape[-1]
+            updated["position_ids"] = continued_positions(positions, seen, count)
+        return updated
 
     def create_masks_for_generate(self, attention_mask: Tensor | None = None, **kwargs: Any) -> Any:
         """The masks of a static cache; an infilling decoder makes its own, since they follow from the token ids."""

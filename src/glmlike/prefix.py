@@ -55,6 +55,22 @@ def context_blocks(input_ids: Tensor, attention_mask: Tensor | None, config: Glm
     return torch.where(context, 0, -1)
 
 
+def continued_positions(position_ids: Tensor, attention_mask: Tensor | None, count: int) -> Tensor:
+    """``position_ids`` [B, 2, T] or [B, T] of rows that end in a piece, with those of its next ``count`` tokens added.
+
+    With two coordinates, the position stays and the place in the piece counts on. With one, a last position that is the
+    token's place in its row (padding not counted) counts on, and one that repeats a blank's position stays.
+    """
+    last = position_ids[..., -1:]
+    steps = torch.arange(1, count + 1, dtype=position_ids.dtype, device=position_ids.device)
+    if position_ids.ndim == 3:
+        moves = torch.tensor([[0], [1]], dtype=position_ids.dtype, device=position_ids.device)
+    else:
+        length = position_ids.shape[-1] if attention_mask is None else attention_mask.sum(-1, keepdim=True)
+        moves = (last == length - 1).to(position_ids.dtype)
+    return torch.cat((position_ids, last + moves * steps), dim=-1)
+
+
 def refuse_flash(attention: str | None) -> None:
     """Raise ConfigError for an attention implementation that would drop the context's mask."""
     if attention is not None and "flash" in attention:
