@@ -156,11 +156,11 @@ def fill(
     from glmlike.infilling import fill as fill_blanks
 
     folder = TINY if model is None else model
-    results = fill_blanks(
+    results = fill_blanks(  # type: ignore[call-overload]
         AutoModelForCausalLM.from_pretrained(folder, dtype="float32").eval(),
         AutoTokenizer.from_pretrained(folder),
         texts,
-        order=order,  # type: ignore[arg-type]
+        order=order,
         append_gmask=append_gmask,
         max_new_tokens=max_new_tokens,
         num_beams=num_beams,
