@@ -47,6 +47,16 @@ MAY: dict[str, set[str]] = {
         *("glmlike.attention", "glmlike.chat", "glmlike.configuration", "glmlike.errors", "glmlike.feed_forward"),
         *("glmlike.loading", "glmlike.norms", "glmlike.prefix", "glmlike.renamed", "glmlike.rotary"),
     },
+    "infilling/__init__": {"glmlike.infilling.decoding", "glmlike.infilling.filling", "glmlike.infilling.pipeline"},
+    "infilling/context": {"glmlike.errors"},
+    "infilling/decoding": {
+        *("torch", "transformers", "glmlike.errors", "glmlike.renamed", "glmlike.infilling.context"),
+    },
+    "infilling/filling": {"glmlike.errors", "glmlike.infilling.context", "glmlike.infilling.decoding"},
+    "infilling/pipeline": {
+        *("transformers", "glmlike.errors"),
+        *("glmlike.infilling.context", "glmlike.infilling.decoding", "glmlike.infilling.filling"),
+    },
     "checkpoint/layouts": {"torch", "glmlike.errors"},
     "checkpoint/rules": {"glmlike.errors", "glmlike.checkpoint.layouts"},
     "checkpoint/on_the_fly": {
@@ -110,7 +120,8 @@ def run(code: str) -> str:
 
 
 def test_importing_the_package_imports_neither_torch_nor_transformers() -> None:
-    code = "import sys, glmlike, glmlike.checkpoint, glmlike.cli; print({'torch', 'transformers'} & set(sys.modules))"
+    rooms = "glmlike, glmlike.checkpoint, glmlike.cli, glmlike.infilling"
+    code = f"import sys, {rooms}; print({{'torch', 'transformers'}} & set(sys.modules))"
     assert run(code).strip() == "set()"
 
 

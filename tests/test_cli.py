@@ -106,12 +106,9 @@ def test_fill(capsys: pytest.CaptureFixture[str], make: Callable[..., Any], tmp_
     model, tokenizer = infilling_model(make, "infilling-recipe"), byte_level()
     model.save_pretrained(tmp_path)
     tokenizer.save_pretrained(tmp_path)
-    texts, options = (
-        ("one [MASK] two [sMASK]", "[gMASK]"),
-        {"max_new_tokens": 4, "num_beams": 2, "order": "independent"},
-    )
+    texts = ("one [MASK] two [sMASK]", "[gMASK]")
     arguments = ("--model", tmp_path, "--order", "independent", "--max-new-tokens", 4, "--num-beams", 2)
-    expected = fill(model, tokenizer, texts, **options)
+    expected = fill(model, tokenizer, texts, order="independent", max_new_tokens=4, num_beams=2)
     code, out, _ = run(capsys, "fill", *texts, *arguments, "--json")
     assert code == 0
     found = json.loads(out)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,7 +10,7 @@ import pytest
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from torch.testing import assert_close
-from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
+from transformers import AutoModelForCausalLM, GenerationConfig, PreTrainedTokenizerFast
 
 from blanks import BLANKS, ENDS, EOP, SPECIAL, byte_level, infilling_model
 from glmlike import ConfigError, GlmLikeError
@@ -296,6 +294,7 @@ MISTAKES: dict[str, tuple[Any, dict[str, Any], str]] = {
     "ids": ("[MASK]", {"input_ids": 1}, "input_ids=…: fill makes it from the text"),
     "several results": ("[MASK]", {"num_return_sequences": 2}, "num_return_sequences=2 does not go with filling"),
     "whole length": ("[MASK]", {"max_length": 50}, "max_length=50 .* Pass max_new_tokens"),
+    "guidance": ("[MASK]", {"guidance_scale": 2.0}, "guidance_scale=2.0 does not go with filling"),
     "streaming": ("[MASK]", {"streamer": object()}, "streamer=.* does not go with filling"),
 }
 
@@ -321,6 +320,10 @@ def test_models_and_tokenizers_that_do_not_fit(make: Callable[..., Any], tokeniz
         fill(infilling_model(make, "infilling-recipe", sop_token_id=310), tokenizer, "[MASK]")
     with pytest.raises(ConfigError, match=r"a blank and sop_token_id are needed"):
         fill(infilling_model(make, "infilling-recipe", sop_token_id=None), tokenizer, "[MASK]")
+    unnamed = infilling_model(make, "infilling-recipe", smask_token_id=None)
+    with pytest.raises(ConfigError, match=r"\[sMASK\] written.*the model's config must name \(no smask_token_id\)"):
+        fill(unnamed, tokenizer, "[sMASK]")
+    assert fill(unnamed, tokenizer, "[MASK]", max_new_tokens=1).spans[0].kind == "[MASK]"
     with pytest.raises(ConfigError, match=r"no eos_token_id in the model's configs"):
         fill(infilling_model(make, "infilling-recipe", eos_token_id=None), tokenizer, "[MASK]")
 
@@ -331,7 +334,7 @@ def test_a_blank_that_the_tokenizer_splits(make: Callable[..., Any]) -> None:
     raw.pre_tokenizer, raw.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
     raw.add_special_tokens([f"<unused{n}>" for n in range(44)] + ["[MASK]", "<unused44>", "[sMASK]", "<sop>"])
     splitting = PreTrainedTokenizerFast(tokenizer_object=raw)
-    with pytest.raises(ConfigError, match=r"\[gMASK\] written, but the tokenizer makes no blank of it: \['\[', 'g'"):
+    with pytest.raises(ConfigError, match=r"\[gMASK\] written, but its tokens have no blank: \['\[', 'g'"):
         fill(infilling_model(make, "infilling-recipe"), splitting, "[gMASK]")
 
 
@@ -343,6 +346,32 @@ def test_a_text_longer_than_learned_positions(make: Callable[..., Any], tokenize
     fill(model, tokenizer, "x" * 250 + "[MASK]", max_new_tokens=5)
 
 
-def test_importing_the_room_is_light() -> None:
-    code = "import sys, glmlike.infilling; print({'torch', 'transformers'} & set(sys.modules))"
-    assert subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout == "set()\n"
+def test_an_adapter_of_weights_fills_and_one_of_prompts_is_refused(make: Callable[..., Any], tokenizer: Any) -> None:
+    peft = pytest.importorskip("peft")
+    expected = fill(infilling_model(make, "infilling-recipe"), tokenizer, TEXTS[:3], max_new_tokens=NEW)
+    lora = peft.LoraConfig(task_type="CAUSAL_LM", target_modules="all-linear")
+    adapted = peft.get_peft_model(infilling_model(make, "infilling-recipe"), lora).eval()
+    assert fill(adapted, tokenizer, TEXTS[:3], max_new_tokens=NEW) == expected  # a new adapter adds nothing
+    prompts = peft.PrefixTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=3)
+    with pytest.raises(ConfigError, match=r"PREFIX_TUNING: it puts its prompt in a cache of its own"):
+        fill(peft.get_peft_model(infilling_model(make, "infilling-recipe"), prompts), tokenizer, TEXTS)
+
+
+def test_options_come_as_arguments_or_as_a_generation_config(make: Callable[..., Any], tokenizer: Any) -> None:
+    model = infilling_model(make, "infilling-recipe")
+    expected = fill(model, tokenizer, TEXTS[:3], max_new_tokens=3, num_beams=2)
+    config = GenerationConfig(max_new_tokens=3, num_beams=2)
+    assert fill(model, tokenizer, TEXTS[:3], generation_config=config) == expected
+    assert config.eos_token_id is None  # the caller's own is left alone
+    model.generation_config.max_new_tokens = 2
+    assert all(len(span.token_ids) <= 2 for span in fill(model, tokenizer, TEXTS[3]).spans)
+
+
+def test_a_stop_string_ends_a_piece_without_its_end(make: Callable[..., Any], tokenizer: Any) -> None:
+    """What generate pads a stopped row with is no part of the piece; the other row goes on."""
+    model = infilling_model(make, "infilling-recipe", eos_token_id=EOP)
+    says = Says(tokenizer("abcde")["input_ids"])
+    options = {"logits_processor": [says], "stop_strings": ["c"], "max_new_tokens": 4}
+    first, second = fill(model, tokenizer, ["x [MASK]", "[MASK] y"], **options)
+    assert (first.filled_text, second.filled_text) == ("xabc", "abc y")
+    assert not first.spans[0].ended

@@ -26,6 +26,8 @@ class Markers:
     sop: int
     rows: int
     """Rows of the model's embedding: an id beyond them has no meaning."""
+    unknown: tuple[str, ...] = ()
+    """Fields of the config that name no token, of blanks that the model does not know."""
 
 
 @dataclass(frozen=True)
@@ -62,6 +64,11 @@ def read_markers(model: Any, tokenizer: Any) -> Markers:
             "reads its context both ways does (attention_mask='prefix': GLM-10B, GLM-130B, ChatGLM-6B, and glmlike "
             "models trained on blanks). Use generate, or chat, to continue a text."
         )
+    if getattr(getattr(model, "active_peft_config", None), "is_prompt_learning", False):
+        raise ConfigError(
+            f"a PEFT adapter of type {model.active_peft_config.peft_type}: it puts its prompt in a cache of its own, "
+            "which filling blanks cannot share. Use an adapter of weights, such as LoRA, or the decoder without it."
+        )
     if len(tokenizer) > config.vocab_size:
         raise ConfigError(
             f"the tokenizer has {len(tokenizer)} tokens, the model {config.vocab_size} rows: they are of different "
@@ -69,23 +76,27 @@ def read_markers(model: Any, tokenizer: Any) -> Markers:
         )
     kinds: dict[int, Blank] = {}
     names: dict[str, Blank] = {}
-    for kind, field in zip(get_args(Blank), ("mask_token_id", "smask_token_id", "gmask_token_id"), strict=True):
+    unknown: list[str] = []
+    fields = ("mask_token_id", "smask_token_id", "gmask_token_id")
+    for kind, field in zip(get_args(Blank), fields, strict=True):
         token = getattr(config, field, None)
-        if token is not None:
-            kinds[token] = kind
-            names[_written(tokenizer, token, field)] = kind
+        names.setdefault(kind, kind)
+        if token is None:
+            unknown.append(field)
+            continue
+        kinds[token] = kind
+        names[_written(tokenizer, token, field)] = kind
         own = tokenizer.convert_tokens_to_ids(kind)
         if own is not None and own != token and tokenizer.convert_ids_to_tokens(own) == kind:
             raise ConfigError(
                 f"{field}={token} in the model's config, but the tokenizer's {kind} is {own}: they are of different "
                 "vocabularies. Load both from one folder."
             )
-        names.setdefault(kind, kind)
     if not kinds or config.sop_token_id is None:
-        found = {name: getattr(config, name, None) for name in ("mask_token_id", "gmask_token_id", "sop_token_id")}
-        raise ConfigError(f"{found}: a blank and sop_token_id are needed. Pass them to from_pretrained.")
+        found = ", ".join(f"{name}={getattr(config, name, None)}" for name in (*fields, "sop_token_id"))
+        raise ConfigError(f"{found} in the model's config: a blank and sop_token_id are needed. Pass the tokens' ids.")
     _written(tokenizer, config.sop_token_id, "sop_token_id")
-    return Markers(kinds, names, config.sop_token_id, config.vocab_size)
+    return Markers(kinds, names, config.sop_token_id, config.vocab_size, tuple(unknown))
 
 
 def _written(tokenizer: Any, token: int, field: str) -> str:
@@ -173,10 +184,12 @@ def _offsets(
     found = list(re.finditer("|".join(map(re.escape, names)), text))
     written = [markers.kind_of_text[match.group()] for match in found]
     if written != list(kinds):
+        missing = ", ".join(markers.unknown)
+        unnamed = f", whose id the model's config must name (no {missing})" if missing else ""
         raise ConfigError(
-            f"{_short(text)}: {', '.join(written) or 'no blank'} written, but the tokenizer makes "
-            f"{', '.join(kinds) or 'no blank'} of it: {tokenizer.convert_ids_to_tokens(tokens[:16])}. A blank must be "
-            "one special token: tokenizer.add_special_tokens({'additional_special_tokens': [...]}) declares it."
+            f"{_short(text)}: {', '.join(written) or 'no blank'} written, but its tokens have "
+            f"{', '.join(kinds) or 'no blank'}: {tokenizer.convert_ids_to_tokens(tokens[:16])}. A blank must be one "
+            f"special token{unnamed}."
         )
     return [match.span() for match in found]
 

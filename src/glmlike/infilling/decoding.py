@@ -12,6 +12,7 @@ right of their pieces; padding is 0 in the mask.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -34,6 +35,7 @@ _OURS = frozenset(
     {"inputs", "input_ids", "inputs_embeds", "attention_mask", "position_ids", "past_key_values", "cache"}
 )
 _REFUSED = {
+    "guidance_scale": "it reads a row of its own without the context's positions. Leave it out",
     "assistant_model": "it numbers what it proposes by plain positions. Leave it out",
     "max_length": "it counts the context and its padding. Pass max_new_tokens, the tokens of a piece",
     "min_length": "it counts the context and its padding. Pass min_new_tokens, the tokens of a piece",
@@ -66,6 +68,8 @@ class Decoding:
     beams: int
     share_cache: bool
     pad: int
+    padded: bool
+    """Whether ``generate`` may stop a row for another reason than its end or its length, and pad it."""
     options: dict[str, Any]
 
 
@@ -93,15 +97,31 @@ def read_options(model: Any, tokenizer: Any, options: dict[str, Any]) -> Decodin
             "end-of-piece token), or eos_token_id=None for pieces of max_new_tokens tokens."
         )
     stops = tuple(int(token) for token in (ends if isinstance(ends, (list, tuple)) else [ends]))
+    pad = int(pad if pad is not None else (*stops, 0)[0])
+    longest = int(option("max_new_tokens") or MAX_NEW_TOKENS)
     passed = {name: value for name, value in options.items() if name not in _REFUSED}
-    if "stop_strings" in options:
+    settled = {
+        "eos_token_id": list(stops) or None,
+        "pad_token_id": pad,
+        "max_new_tokens": longest,
+        "num_return_sequences": 1,
+        "return_dict_in_generate": False,
+    }
+    if options.get("generation_config") is None:
+        passed |= settled
+    else:  # generate takes a config or arguments, not both
+        passed = {name: value for name, value in passed.items() if name not in settled}
+        passed["generation_config"] = copy.deepcopy(options["generation_config"])
+        passed["generation_config"].update(**settled)
+    if option("stop_strings") is not None:
         passed["tokenizer"] = tokenizer
     return Decoding(
         stops=stops,
-        max_new_tokens=int(option("max_new_tokens") or MAX_NEW_TOKENS),
+        max_new_tokens=longest,
         beams=int(option("num_beams") or 1),
         share_cache=option("use_cache") is not False and not option("cache_implementation"),
-        pad=int(pad if pad is not None else (*stops, 0)[0]),
+        pad=pad,
+        padded=any(option(name) for name in ("stop_strings", "stopping_criteria", "max_time")),
         options=passed,
     )
 
@@ -255,17 +275,8 @@ def _fill_next(rows: Rows, decoding: Decoding, blanks: list[int], generated: lis
 def _generate(rows: Rows, decoding: Decoding) -> Tensor:
     """``model.generate`` from the rows as they are, which end in sop: sequences [B, T + new]."""
     count, begin = len(rows.ids), rows.length - 1
-    arguments: dict[str, Any] = {
-        "input_ids": rows.ids,
-        "attention_mask": rows.mask,
-        "position_ids": rows.positions,
-        "eos_token_id": list(decoding.stops) or None,
-        "pad_token_id": decoding.pad,
-        "num_return_sequences": 1,
-        "return_dict_in_generate": False,
-        **decoding.options,
-        "max_new_tokens": decoding.max_new_tokens,
-    }
+    inputs = {"input_ids": rows.ids, "attention_mask": rows.mask, "position_ids": rows.positions}
+    arguments: dict[str, Any] = {**inputs, **decoding.options}
     if not decoding.share_cache:
         sequences: Tensor = rows.model.generate(**arguments)
         return sequences
@@ -283,9 +294,8 @@ def _until_end(tokens: list[int], decoding: Decoding) -> tuple[list[int], list[i
     for place, token in enumerate(tokens):
         if token in decoding.stops:
             return tokens[:place], [token]
-    if decoding.options.keys() & {"stop_strings", "stopping_criteria", "max_time"}:
-        while tokens and tokens[-1] == decoding.pad:
-            tokens = tokens[:-1]
+    while decoding.padded and tokens and tokens[-1] == decoding.pad:
+        tokens = tokens[:-1]
     return tokens, []
 
 
