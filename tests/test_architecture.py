@@ -54,6 +54,21 @@ MAY: dict[str, set[str]] = {
         *("glmlike.configuration", "glmlike.prefix", "glmlike.renamed"),
     },
     "tables": {"torch", "glmlike.errors"},
+    "infilling/__init__": {
+        *("glmlike.infilling.collator", "glmlike.infilling.decoding", "glmlike.infilling.filling"),
+        *("glmlike.infilling.objective", "glmlike.infilling.pipeline"),
+    },
+    "infilling/objective": {"numpy", "glmlike.errors"},
+    "infilling/collator": {"numpy", "torch", "transformers", "glmlike.errors", "glmlike.infilling.objective"},
+    "infilling/context": {"glmlike.errors"},
+    "infilling/decoding": {
+        *("torch", "transformers", "glmlike.errors", "glmlike.renamed", "glmlike.infilling.context"),
+    },
+    "infilling/filling": {"glmlike.errors", "glmlike.infilling.context", "glmlike.infilling.decoding"},
+    "infilling/pipeline": {
+        *("transformers", "glmlike.errors"),
+        *("glmlike.infilling.context", "glmlike.infilling.decoding", "glmlike.infilling.filling"),
+    },
     "checkpoint/layouts": {"torch", "glmlike.errors"},
     "checkpoint/rules": {"glmlike.errors", "glmlike.checkpoint.layouts"},
     "checkpoint/on_the_fly": {
@@ -117,7 +132,8 @@ def run(code: str) -> str:
 
 
 def test_importing_the_package_imports_neither_torch_nor_transformers() -> None:
-    code = "import sys, glmlike, glmlike.checkpoint, glmlike.cli; print({'torch', 'transformers'} & set(sys.modules))"
+    rooms = "glmlike, glmlike.checkpoint, glmlike.cli, glmlike.infilling"
+    code = f"import sys, {rooms}; print({{'torch', 'transformers'}} & set(sys.modules))"
     assert run(code).strip() == "set()"
 
 

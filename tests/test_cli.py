@@ -5,12 +5,16 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 import glmlike
+from blanks import byte_level, infilling_model
 from glmlike.cli import main
+from glmlike.infilling import fill
 
 
 def run(capsys: pytest.CaptureFixture[str], *arguments: object) -> tuple[int, str, str]:
@@ -27,7 +31,7 @@ def test_version(capsys: pytest.CaptureFixture[str]) -> None:
 
 def test_alone_it_says_what_it_can_do(capsys: pytest.CaptureFixture[str]) -> None:
     _, out, err = run(capsys)
-    assert all(command in out + err for command in ("demo", "inspect", "convert", "verify"))
+    assert all(command in out + err for command in ("demo", "inspect", "convert", "verify", "fill"))
 
 
 def test_as_a_module_and_as_a_script() -> None:
@@ -96,3 +100,25 @@ def test_a_mistake_is_one_sentence_and_exit_code_2(
     assert message in err
     assert "Traceback" not in err
     assert list(tmp_path.iterdir()) == []
+
+
+def test_fill(capsys: pytest.CaptureFixture[str], make: Callable[..., Any], tmp_path: Path) -> None:
+    model, tokenizer = infilling_model(make, "infilling-recipe"), byte_level()
+    model.save_pretrained(tmp_path)
+    tokenizer.save_pretrained(tmp_path)
+    texts = ("one [MASK] two [sMASK]", "[gMASK]")
+    arguments = ("--model", tmp_path, "--order", "independent", "--max-new-tokens", 4, "--num-beams", 2)
+    expected = fill(model, tokenizer, texts, order="independent", max_new_tokens=4, num_beams=2)
+    code, out, _ = run(capsys, "fill", *texts, *arguments, "--json")
+    assert code == 0
+    found = json.loads(out)
+    assert [result["filled_text"] for result in found] == [result.filled_text for result in expected]
+    assert found[0]["spans"][1]["kind"] == "[sMASK]"
+    code, out, _ = run(capsys, "fill", *texts, *arguments)
+    assert code == 0
+    assert "one " in out
+    code, out, err = run(capsys, "fill", "to be", *arguments)
+    assert (code, out) == (2, "")
+    assert "Error: 'to be': no blank in it." in err
+    code, out, _ = run(capsys, "fill", "to be", *arguments, "--append-gmask")
+    assert (code, out[:5]) == (0, "to be")

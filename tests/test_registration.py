@@ -22,6 +22,7 @@ assert type(AutoModelForCausalLM.from_config(config)).__name__ == "GlmLikeForCau
 assert type(AutoModelForSequenceClassification.from_config(config)).__name__ == "GlmLikeForSequenceClassification"
 for name in ("GlmLikeConfig", "GlmLikeModel", "GlmLikeForCausalLM", "ChatGLMConfig", "ChatGLMForConditionalGeneration"):
     assert getattr(transformers, name).__name__ == name
+assert transformers.pipelines.PIPELINE_REGISTRY.supported_tasks["glm-infilling"]["type"] == "text"
 assert not any(type(finder).__name__ == "_Watcher" for finder in __import__("sys").meta_path)
 """
 

@@ -1,9 +1,9 @@
-"""Registration with transformers' Auto classes, as late as possible.
+"""Registration with transformers' Auto classes and pipelines, as late as possible.
 
-Importing transformers' Auto classes costs seconds, so ``import glmlike`` does not do it. If they are loaded already,
-the classes are registered at once. Otherwise a finder at the front of ``sys.meta_path`` watches for them, registers
-when the outermost import of a transformers or glmlike module has finished (never in the middle of one, where names are
-missing), and removes itself. The finder finds nothing of its own and changes no module.
+Importing transformers' Auto classes costs seconds, and its pipelines some more, so ``import glmlike`` does neither.
+What is loaded already is registered with at once. For the rest a finder at the front of ``sys.meta_path`` watches,
+registers when the outermost import of a transformers or glmlike module has finished (never in the middle of one, where
+names are missing), and removes itself when all is done. It finds nothing of its own and changes no module.
 """
 
 from __future__ import annotations
@@ -17,13 +17,14 @@ from typing import Any
 
 _AUTO_CONFIG = "transformers.models.auto.configuration_auto"
 _AUTO_MODEL = "transformers.models.auto.modeling_auto"
+_PIPELINES = "transformers.pipelines"
 _done: set[str] = set()
 _lock = threading.RLock()
 _namespaces: list[ModuleType] = []
 
 
 def register() -> None:
-    """Make the Auto classes know glmlike's configs and models: now, or as soon as transformers loads them.
+    """Make the Auto classes know glmlike's configs and models, and ``pipeline`` its task: now, or once they are loaded.
 
     Safe to call any number of times, from any process (it is also the entry point vLLM calls in each of its workers).
     """
@@ -37,11 +38,11 @@ def register() -> None:
 def _register_loaded() -> bool:
     """Register with what is fully loaded; whether nothing is left to do."""
     with _lock:
-        for module, action in ((_AUTO_CONFIG, _register_configs), (_AUTO_MODEL, _register_models)):
+        for module, action in _ACTIONS.items():
             if module not in _done and _is_loaded(module):
                 _done.add(module)
                 action()
-    return len(_done) == 2
+    return len(_done) == len(_ACTIONS)
 
 
 def _is_loaded(name: str) -> bool:
@@ -84,6 +85,20 @@ def _register_models() -> None:
             auto.register(config, getattr(modeling, name), exist_ok=True)
             _publish(getattr(modeling, name))
     on_the_fly.register()
+
+
+def _register_pipeline() -> None:
+    from glmlike.infilling.pipeline import register
+
+    register()
+
+
+_ACTIONS: dict[str, Callable[[], None]] = {
+    _AUTO_CONFIG: _register_configs,
+    _AUTO_MODEL: _register_models,
+    _PIPELINES: _register_pipeline,
+}
+"""What is done once a module of transformers is there; each costs seconds to load, so none is loaded for it."""
 
 
 def _publish(*classes: type) -> None:

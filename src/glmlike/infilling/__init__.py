@@ -1,7 +1,7 @@
-"""Autoregressive blank infilling (GLM, arXiv 2103.10360): the training objective and its collator.
+"""Autoregressive blank infilling (GLM, arXiv 2103.10360): filling blanks, and the objective that teaches it.
 
-The paper's words: a sample is a context with blanks (part A) and the pieces that fill them (part B). The masks and
-positions that the model itself derives from token ids are in :mod:`glmlike.prefix`.
+The paper's words: a row is a context with blanks (part A) and the pieces that fill them (part B). The masks and positions
+that the model itself derives from token ids are in :mod:`glmlike.prefix`. Names are imported when they are used.
 """
 
 from __future__ import annotations
@@ -11,16 +11,34 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from glmlike.infilling.collator import DataCollatorForBlankInfilling
+    from glmlike.infilling.decoding import Order
+    from glmlike.infilling.filling import FilledSpan, Infilling, fill
     from glmlike.infilling.objective import OBJECTIVES, BlankInfillingObjective, BlankTokens
+    from glmlike.infilling.pipeline import BlankInfillingPipeline
 
 _HOME = {
     "BlankInfillingObjective": "objective",
+    "BlankInfillingPipeline": "pipeline",
     "BlankTokens": "objective",
-    "OBJECTIVES": "objective",
     "DataCollatorForBlankInfilling": "collator",
+    "FilledSpan": "filling",
+    "Infilling": "filling",
+    "OBJECTIVES": "objective",
+    "Order": "decoding",
+    "fill": "filling",
 }
 
-__all__ = ["OBJECTIVES", "BlankInfillingObjective", "BlankTokens", "DataCollatorForBlankInfilling"]
+__all__ = [
+    "OBJECTIVES",
+    "BlankInfillingObjective",
+    "BlankInfillingPipeline",
+    "BlankTokens",
+    "DataCollatorForBlankInfilling",
+    "FilledSpan",
+    "Infilling",
+    "Order",
+    "fill",
+]
 
 
 def __getattr__(name: str) -> Any:
