@@ -3,8 +3,8 @@
     python examples/held_out_blanks.py src/glmlike/data/tiny      # measures, and writes what it found to training.json
 
 In every line of the held-out documents one word (English) or character (Chinese) is a blank; its neighbouring lines
-stand around it. The model fills it with ``glmlike.infilling.fill``; the n-gram model picks the word of its vocabulary that
-makes the line likeliest. An answer counts if it is the word.
+stand around it. The model fills it with ``glmlike.infilling.fill``; the n-gram model picks the word that makes the line
+likeliest. An answer counts if it is the word.
 """
 
 from __future__ import annotations

@@ -169,18 +169,12 @@ def fill(
     if as_json:
         print(json.dumps([result.to_dict() for result in results], indent=2, ensure_ascii=False))
         return
-    for result in results:
-        _print_marked(result.filled_text, [span.span for span in result.spans])
-
-
-def _print_marked(text: str, spans: list[tuple[int, int]]) -> None:
     from rich.console import Console
-    from rich.text import Text
 
-    marked = Text(text)
-    for start, end in spans:
-        marked.stylize("bold green", start, end)
-    Console(soft_wrap=True).print(marked)
+    from glmlike.demo import marked
+
+    for result in results:
+        Console(soft_wrap=True).print(marked(result.filled_text, [span.span for span in result.spans]))
 
 
 def _print_table(title: str, rows: dict[str, Any]) -> None:

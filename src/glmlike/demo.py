@@ -110,8 +110,18 @@ def _fill(demo: Demo, model: Any, tokenizer: Any) -> None:
 
     with demo.step("fill blanks, as GLM was made to") as result:
         for filled in fill(model, tokenizer, BLANKS, max_new_tokens=8, do_sample=False):
-            show_filled(demo.console, filled)
+            demo.console.print(marked(filled.filled_text, [span.span for span in filled.spans]))
         result.append(f"{len(BLANKS)} texts, a word each")
+
+
+def marked(text: str, spans: list[tuple[int, int]]) -> Any:
+    """A text with the given characters, [start, end), highlighted."""
+    from rich.text import Text
+
+    shown = Text(text)
+    for start, end in spans:
+        shown.stylize("bold green", start, end)
+    return shown
 
 
 def _continue(model: Any, tokenizer: Any, prompt: str, **options: Any) -> str:

@@ -74,7 +74,9 @@ class InfillingGenerationMixin(GenerationMixin):
         if self.config.attention_mask == "prefix":
             padding = kwargs.get("attention_mask")
             positions = self._row_positions(input_ids, inputs_embeds, padding, prompt_position_ids)
-            if is_first_iteration and inputs_embeds is None and (cache := kwargs.get(CACHE)) is not None:
+            # Positions given beside a cache: the caller says how its tokens were read (as glmlike.infilling.fill does).
+            derived = inputs_embeds is None and prompt_position_ids is None
+            if is_first_iteration and derived and (cache := kwargs.get(CACHE)) is not None:
                 require_whole_rows(input_ids, padding, int(cache.get_seq_length()), self.config)
             tokens = inputs["inputs_embeds"] if inputs.get("input_ids") is None else inputs["input_ids"]
             inputs["position_ids"] = positions[..., -tokens.shape[1] :]

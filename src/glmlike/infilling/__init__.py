@@ -1,7 +1,7 @@
 """Autoregressive blank infilling (GLM, arXiv 2103.10360): filling blanks, and the objective that teaches it.
 
-The paper's words: a row is a context with blanks (part A) and the pieces that fill them (part B). The masks and positions
-that the model itself derives from token ids are in :mod:`glmlike.prefix`. Names are imported when they are used.
+The paper's words: a row is a context with blanks (part A) and the pieces that fill them (part B). The masks and
+positions that the model itself derives from token ids are in :mod:`glmlike.prefix`.
 """
 
 from __future__ import annotations
