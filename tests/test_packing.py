@@ -59,19 +59,29 @@ def alone(model: Any) -> list[torch.Tensor]:
     return [model(torch.tensor([sample])).logits[0] for sample in SAMPLES]
 
 
-@pytest.mark.parametrize("padding", [False, True])
-@pytest.mark.parametrize("attention", ["eager", "sdpa", "flex_attention"])
-@torch.no_grad()
-def test_packed_samples_are_the_samples_alone(attention: str, padding: bool, model: Any) -> None:
+def check_packed(model: Any, attention: str, padding: bool, tolerance: float) -> None:
     ids, mask, seq_idx = packed(padding=padding)
     expected = alone(model)
     model.set_attn_implementation(attention)
     output = model(ids, attention_mask=mask if padding else None, seq_idx=seq_idx, use_cache=True)
     assert output.logits.isfinite().all()
     assert not any(isinstance(value, DynamicCache) for value in output.values())
-    tolerance = 1e-4 if attention == "flex_attention" else TOLERANCE
     for found, row_mask, order in zip(output.logits, mask, (expected, expected[::-1]), strict=True):
         assert_close(found[row_mask.bool()], torch.cat(order), atol=tolerance, rtol=tolerance)
+
+
+@pytest.mark.parametrize("padding", [False, True])
+@pytest.mark.parametrize("attention", ["eager", "sdpa"])
+@torch.no_grad()
+def test_packed_samples_are_the_samples_alone(attention: str, padding: bool, model: Any) -> None:
+    check_packed(model, attention, padding, TOLERANCE)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["glm-10b", "chatglm-6b", "qwen2-sliding"])
+@torch.no_grad()
+def test_packed_samples_under_flex_attention(name: str, make: Callable[..., Any]) -> None:
+    check_packed(make(SPECS[name], eos_token_id=None), "flex_attention", True, 1e-4)
 
 
 @pytest.mark.parametrize("checkpointing", [False, True])

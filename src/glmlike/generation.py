@@ -74,10 +74,11 @@ class InfillingGenerationMixin(GenerationMixin):
         if self.config.attention_mask == "prefix":
             padding = kwargs.get("attention_mask")
             positions = self._row_positions(input_ids, inputs_embeds, padding, prompt_position_ids)
-            # Positions given beside a cache: the caller says how its tokens were read (as glmlike.infilling.fill does).
-            derived = inputs_embeds is None and prompt_position_ids is None
-            if is_first_iteration and derived and (cache := kwargs.get(CACHE)) is not None:
-                require_whole_rows(input_ids, padding, int(cache.get_seq_length()), self.config)
+            cache = kwargs.get(CACHE)
+            beginning = is_first_iteration or next_sequence_length is None  # older versions prefill chunks so
+            if beginning and inputs_embeds is None and cache is not None:
+                seen, given = int(cache.get_seq_length()), prompt_position_ids is not None
+                require_whole_rows(input_ids, padding, seen, self.config, positions_given=given)
             tokens = inputs["inputs_embeds"] if inputs.get("input_ids") is None else inputs["input_ids"]
             inputs["position_ids"] = positions[..., -tokens.shape[1] :]
         return inputs

@@ -144,8 +144,13 @@ def require_blanks(input_ids: Tensor, attention_mask: Tensor | None, config: Glm
             raise GlmLikeError(f"row {row} of {len(input_ids)}, {int(real[row].sum())} tokens: {what}.")
 
 
-def require_whole_rows(input_ids: Tensor, attention_mask: Any, seen: int, config: GlmLikeConfig) -> None:
+def require_whole_rows(
+    input_ids: Tensor, attention_mask: Any, seen: int, config: GlmLikeConfig, *, positions_given: bool = False
+) -> None:
     """Check what generate hands over beside a cache that holds the first ``seen`` tokens.
+
+    A caller who gives positions says how the cached tokens were read (``glmlike.infilling.fill`` reads a context with a
+    start-of-piece token behind it, and takes that out again).
 
     Raises:
         ValueError: only the newest tokens are given; or a context goes on after the cached part, whose tokens then were
@@ -161,7 +166,7 @@ def require_whole_rows(input_ids: Tensor, attention_mask: Any, seen: int, config
     real = _real(input_ids, attention_mask if isinstance(attention_mask, Tensor) and attention_mask.ndim == 2 else None)
     starts = _is(config.sop_token_id, input_ids) & real
     late = starts[:, seen:].any(-1) & ~starts[:, :seen].any(-1)
-    if bool(late.any()):
+    if not positions_given and bool(late.any()):
         raise ValueError(
             f"row {int(late.nonzero()[0, 0])}: its context ends after the {seen} tokens in the cache, which were read "
             "without seeing the rest of it. Start without the cache."
