@@ -40,6 +40,7 @@ from glmlike.feed_forward import GlmLikeMLP
 from glmlike.loading import one_sentence, require_decoder, require_shapes, resolve_config, warn_about_cpu_float16
 from glmlike.norms import build_norm
 from glmlike.prefix import additive, context_blocks, infilling_positions, refuse_flash, refuse_paged
+from glmlike.prefix_encoder import PrefixEncoder, PrefixLinear, add_columns, refuse_unprefixed, settle_prefix
 from glmlike.renamed import CACHE, takes_cache
 from glmlike.rotary import GlmLikeRotaryEmbedding
 
@@ -159,11 +160,17 @@ class GlmLikePreTrainedModel(PreTrainedModel):
                 **kwargs,
             )
         if not reinitialize:
+            settle_prefix(model, info, where)
             require_shapes(info, where)
         if kwargs.get("state_dict") is None:  # tensors handed over are the caller's own choice, files are not
             require_decoder(model, info, where)
         warn_about_cpu_float16(model, where)
         return (model, info) if return_info else model
+
+    def _init_weights(self, module: nn.Module) -> None:
+        super()._init_weights(module)
+        if isinstance(module, PrefixLinear):
+            module.initialize(self.config.initializer_range)
 
     def save_pretrained(self, save_directory: str | PathLike[str], *args: Any, **kwargs: Any) -> Any:
         """Write native tensor names and a ``glmlike`` config.json, whatever format was loaded.
@@ -195,6 +202,7 @@ class GlmLikeModel(GlmLikePreTrainedModel):
             self.embed_block_positions = nn.Embedding(rows, config.hidden_size)
         else:
             self.rotary_emb = GlmLikeRotaryEmbedding(config)
+        self.prefix_encoder = PrefixEncoder(config) if config.prefix_length else None
         self.layer_types = list(config.spec.layer_types or ["full_attention"] * config.num_hidden_layers)
         self.gradient_checkpointing = False
         self.post_init()
@@ -231,6 +239,11 @@ class GlmLikeModel(GlmLikePreTrainedModel):
 
         blocks = self._context_blocks(input_ids, attention_mask, past_key_values)
         masks = self._masks(attention_mask, inputs_embeds, past_key_values, position_ids, blocks)
+        prefixes: list[Any] | None = None
+        if self.prefix_encoder is not None:
+            refuse_unprefixed(self.config._attn_implementation, past_key_values, kwargs.get("cache"))
+            prefixes = self.prefix_encoder(inputs_embeds)
+            masks = add_columns(masks, self.config.prefix_length, inputs_embeds)
         hidden_states = inputs_embeds
         position_embeddings = None
         if self.config.positions == "learned_2d":
@@ -239,6 +252,8 @@ class GlmLikeModel(GlmLikePreTrainedModel):
         else:
             position_embeddings = self.rotary_emb(hidden_states, position_ids)
         for layer, layer_type in zip(self.layers[: self.config.num_hidden_layers], self.layer_types, strict=False):
+            if prefixes is not None:
+                kwargs["prefix"] = prefixes[layer.self_attn.layer_idx]
             hidden_states = layer(
                 hidden_states,
                 attention_mask=masks[layer_type],
