@@ -170,7 +170,7 @@ class GlmLikePreTrainedModel(PreTrainedModel):
     def _init_weights(self, module: nn.Module) -> None:
         super()._init_weights(module)
         if isinstance(module, PrefixLinear):
-            module.initialize(self.config.initializer_range)
+            module.initialize()
 
     def save_pretrained(self, save_directory: str | PathLike[str], *args: Any, **kwargs: Any) -> Any:
         """Write native tensor names and a ``glmlike`` config.json, whatever format was loaded.
@@ -263,7 +263,8 @@ class GlmLikeModel(GlmLikePreTrainedModel):
                 **{**kwargs, CACHE: past_key_values},
             )
         hidden_states = self.norm(hidden_states)
-        return BaseModelOutputWithPast(last_hidden_state=hidden_states, **{CACHE: past_key_values})
+        kept = past_key_values if use_cache else None  # generate takes a returned cache for a wish to use it
+        return BaseModelOutputWithPast(last_hidden_state=hidden_states, **{CACHE: kept})
 
     def _positions(
         self, input_ids: Any, inputs_embeds: Tensor, attention_mask: Any, past_key_values: Cache | None

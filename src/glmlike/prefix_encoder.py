@@ -34,12 +34,13 @@ class PrefixLinear(nn.Module):
         super().__init__()
         self.weight = nn.Parameter(torch.empty(outputs, inputs))
         self.bias = nn.Parameter(torch.empty(outputs))
-        self.initialize(0.02)
+        self.initialize()
 
-    def initialize(self, std: float) -> None:
-        """Normal numbers for the weight, zeros for the bias."""
-        initialization.normal_(self.weight, mean=0.0, std=std)
-        initialization.zeros_(self.bias)
+    def initialize(self) -> None:
+        """Random numbers as in ``nn.Linear``, which the original prefixes began from."""
+        bound = self.weight.shape[1] ** -0.5
+        initialization.uniform_(self.weight, -bound, bound)
+        initialization.uniform_(self.bias, -bound, bound)
 
     def forward(self, rows: Tensor) -> Tensor:
         return nn.functional.linear(rows, self.weight, self.bias)
@@ -141,7 +142,7 @@ def settle_prefix(model: PreTrainedModel, info: dict[str, Any], where: str) -> N
     if (extra or ours - missing) and others and others <= set(info["missing_keys"]):
         raise CheckpointError(
             f"{where}: the files hold a P-tuning prefix and no decoder. Load the base model from its own folder, then "
-            f"call glmlike.ptuning.load_prefix(model, {where!r})."
+            f"`from glmlike.ptuning import load_prefix; load_prefix(model, {where!r})`."
         )
     if extra:
         raise CheckpointError(
@@ -158,7 +159,7 @@ def settle_prefix(model: PreTrainedModel, info: dict[str, Any], where: str) -> N
     if ours and missing == ours:
         logger.warning_once(
             f"{where}: config.json has pre_seq_len={length}, but the files hold no prefix_encoder: loaded without a "
-            "prefix. glmlike.ptuning.load_prefix takes one from another folder, start_prefix begins a new one."
+            "prefix. In glmlike.ptuning, load_prefix takes one from another folder and start_prefix begins a new one."
         )
         info["missing_keys"] = type(info["missing_keys"])(set(info["missing_keys"]) - missing)
         detach(model)

@@ -68,6 +68,17 @@ def open_checkpoint(folder: Path) -> Checkpoint:
     raise CheckpointError(f"{folder}: no weights found; expected one of {', '.join((*_SINGLES, *_INDICES))}.")
 
 
+def open_file(path: Path) -> Checkpoint:
+    """The tensors of one file of any name, its header checked.
+
+    Raises:
+        CheckpointError: no such file, or a damaged one.
+    """
+    if not path.is_file():
+        raise CheckpointError(f"{path}: not there. Download this file.")
+    return Checkpoint(path.parent, (path,), _names(path))
+
+
 def _open_indexed(folder: Path, index: Path) -> Checkpoint:
     weight_map = _weight_map(index)
     tensors: dict[str, TensorInfo] = {}
@@ -209,14 +220,15 @@ def parse_size(text: str | int) -> int:
 
 
 @contextmanager
-def whole_folder(destination: Path, source: Path) -> Iterator[Path]:
+def whole_folder(destination: Path, source: Path | None) -> Iterator[Path]:
     """A folder to write into that becomes ``destination`` when the block ends well, and vanishes when it does not.
 
     Raises:
         CheckpointError: ``destination`` holds something already, or is the source, inside it or around it.
     """
-    target, origin = destination.resolve(), source.resolve()
-    if target == origin or origin in target.parents or target in origin.parents:
+    target = destination.resolve()
+    origin = None if source is None else source.resolve()
+    if origin is not None and (target == origin or origin in target.parents or target in origin.parents):
         raise CheckpointError(f"{destination}: must not be {source}, inside it or around it. Choose another folder.")
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
         raise CheckpointError(f"{destination}: exists already. Choose a new folder, or remove this one.")
