@@ -167,6 +167,8 @@ class GlmLikeConfig(PreTrainedConfig):
         """The fields as plain values; where the weights were read from is not one of them."""
         fields: dict[str, Any] = super().to_dict()
         fields.pop(_ORIGIN, None)
+        if fields.get("prefix_dropout") == type(self).prefix_dropout:
+            del fields["prefix_dropout"]  # of use to few, and the same in all published models
         return fields
 
     @property

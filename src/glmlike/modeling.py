@@ -159,8 +159,8 @@ class GlmLikePreTrainedModel(PreTrainedModel):
                 ignore_mismatched_sizes=True,  # refused below, with the tensor's name and both shapes
                 **kwargs,
             )
+        settle_prefix(model, info, where, reinitialize=reinitialize)
         if not reinitialize:
-            settle_prefix(model, info, where)
             require_shapes(info, where)
         if kwargs.get("state_dict") is None:  # tensors handed over are the caller's own choice, files are not
             require_decoder(model, info, where)
@@ -229,6 +229,8 @@ class GlmLikeModel(GlmLikePreTrainedModel):
             past_key_values = DynamicCache(config=self.config)
         if self.config.attention_mask == "prefix":
             refuse_paged(past_key_values, kwargs.get("cache"))
+        if self.prefix_encoder is not None:
+            refuse_unprefixed(self.config._attn_implementation, past_key_values, kwargs.get("cache"))
         if position_ids is None:
             position_ids = self._positions(input_ids, inputs_embeds, attention_mask, past_key_values)
         elif self.config.positions in ("rotary_2d", "learned_2d") and position_ids.ndim != 3:
@@ -239,11 +241,10 @@ class GlmLikeModel(GlmLikePreTrainedModel):
 
         blocks = self._context_blocks(input_ids, attention_mask, past_key_values)
         masks = self._masks(attention_mask, inputs_embeds, past_key_values, position_ids, blocks)
-        prefixes: list[Any] | None = None
+        prefixes: list[Any] = [None] * len(self.layers)
         if self.prefix_encoder is not None:
-            refuse_unprefixed(self.config._attn_implementation, past_key_values, kwargs.get("cache"))
             prefixes = self.prefix_encoder(inputs_embeds)
-            masks = add_columns(masks, self.config.prefix_length, inputs_embeds)
+            masks = add_columns(masks, self.prefix_encoder.length, inputs_embeds)
         hidden_states = inputs_embeds
         position_embeddings = None
         if self.config.positions == "learned_2d":
@@ -251,15 +252,15 @@ class GlmLikeModel(GlmLikePreTrainedModel):
             hidden_states = hidden_states + self.embed_block_positions(position_ids[:, 1])
         else:
             position_embeddings = self.rotary_emb(hidden_states, position_ids)
-        for layer, layer_type in zip(self.layers[: self.config.num_hidden_layers], self.layer_types, strict=False):
-            if prefixes is not None:
-                kwargs["prefix"] = prefixes[layer.self_attn.layer_idx]
+        layers = self.layers[: self.config.num_hidden_layers]
+        for layer, layer_type, prefix in zip(layers, self.layer_types, prefixes, strict=False):
             hidden_states = layer(
                 hidden_states,
                 attention_mask=masks[layer_type],
                 position_embeddings=position_embeddings,
                 position_ids=position_ids,
                 use_cache=use_cache,
+                prefix=prefix,
                 **{**kwargs, CACHE: past_key_values},
             )
         hidden_states = self.norm(hidden_states)

@@ -1,7 +1,7 @@
 """P-tuning v2 prefixes (arXiv 2110.07602): trained keys and values that every token of every layer sees.
 
-Facts from modeling_chatglm.py of ChatGLM-6B and ChatGLM2 (``PrefixEncoder``, ``get_prompt``): a row of the table holds a
-key and a value of each layer; prefix keys are not rotated and no padding hides them; positions of the tokens do not
+Facts from modeling_chatglm.py of ChatGLM-6B and ChatGLM2 (``PrefixEncoder``, ``get_prompt``): a row of the table holds
+a key and a value of each layer; prefix keys are not rotated and no padding hides them; positions of the tokens do not
 count them; in training the rows have a dropout of 0.1. They are not kept in the cache here, so that caches, positions
 and ``generate`` know nothing of them.
 Shapes: B batch, T tokens, S keys, K key-value heads, P prefix tokens, H head dim.
@@ -27,8 +27,7 @@ _KNOWN_ATTENTION = (None, "eager", "sdpa", "flex_attention")
 
 
 class PrefixLinear(nn.Module):
-    """A matrix and its bias that is no ``nn.Linear``: what trains stays in its own precision when a model is quantized,
-    and gets no LoRA from a list of all linear layers."""
+    """A matrix and its bias, no ``nn.Linear``: quantizers and LoRA, which look for those, leave the prefix alone."""
 
     def __init__(self, inputs: int, outputs: int) -> None:
         super().__init__()
@@ -53,6 +52,7 @@ class PrefixEncoder(nn.Module):
         super().__init__()
         spec = config.spec
         self.shape = (spec.prefix_length, spec.num_hidden_layers, 2, spec.num_key_value_heads, spec.head_dim)
+        self.length = spec.prefix_length
         self.dropout = config.prefix_dropout
         self.embedding = nn.Embedding(spec.prefix_length, spec.prefix_row_size)
         self.trans: nn.Sequential | None = None
@@ -62,10 +62,12 @@ class PrefixEncoder(nn.Module):
                 PrefixLinear(spec.prefix_row_size, narrow), nn.Tanh(), PrefixLinear(narrow, wide)
             )
 
-    def rows(self, device: torch.device | None = None) -> Tensor:
+    def rows(self, device: torch.device) -> Tensor:
         """[P, layers * 2 * K * H]: every prefix token's key and value of each layer in turn."""
-        found: Tensor = self.embedding(torch.arange(self.shape[0], device=device or self.embedding.weight.device))
-        return found if self.trans is None else self.trans(found)
+        rows: Tensor = self.embedding(torch.arange(self.length, device=device))
+        if self.trans is not None:
+            rows = self.trans(rows)
+        return rows
 
     def forward(self, like: Tensor) -> list[tuple[Tensor, Tensor]]:
         """The key and value [B, K, P, H] of each layer for activations ``like`` [B, T, D], in their dtype."""
@@ -102,7 +104,8 @@ def _add_columns(mask: Any, length: int, like: Tensor) -> Any:
     seen = mask.mask_mod
 
     def prefix_or_seen(batch: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
-        return (key < length) | seen(batch, head, query, (key - length).clamp(min=0))
+        visible: Tensor = (key < length) | seen(batch, head, query, (key - length).clamp(min=0))
+        return visible
 
     queries, keys = mask.seq_lengths
     return create_block_mask(
@@ -124,11 +127,12 @@ def refuse_unprefixed(attention: str | None, *caches: Any) -> None:
         )
 
 
-def settle_prefix(model: PreTrainedModel, info: dict[str, Any], where: str) -> None:
+def settle_prefix(model: PreTrainedModel, info: dict[str, Any], where: str, *, reinitialize: bool = False) -> None:
     """The files hold the prefix that config.json describes, or there is none.
 
     A config may promise a prefix that the files lack (chatglm-6b-slim: ``pre_seq_len`` 128): the decoder is then kept
     without one, and a warning says so once. ``info`` is transformers' loading info; what is settled leaves it.
+    ``reinitialize``: a prefix of another shape is to be replaced by a new one.
 
     Raises:
         CheckpointError: a prefix of another width or length, a projection with part of its tensors, a prefix that
@@ -150,7 +154,8 @@ def settle_prefix(model: PreTrainedModel, info: dict[str, Any], where: str) -> N
             f"prefix_projection={str(projection).lower()}. Set pre_seq_len to the rows of "
             "prefix_encoder.embedding.weight, and prefix_projection to whether there are prefix_encoder.trans tensors."
         )
-    for name, found, asked in sorted((entry for entry in info["mismatched_keys"] if _NAME in entry[0]), key=str):
+    mismatched = [] if reinitialize else [entry for entry in info["mismatched_keys"] if _NAME in entry[0]]
+    for name, found, asked in sorted(mismatched, key=str):
         raise CheckpointError(
             f"{where}: {name!r} has shape {list(found)} in the files, but pre_seq_len={length} and "
             f"prefix_projection={str(projection).lower()} of this decoder ask for {list(asked)}: {_width(model)}. "

@@ -8,8 +8,6 @@ distances, so the prefix keys are rotated by the length of the prefix on the way
 from __future__ import annotations
 
 import json
-import re
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,17 +15,15 @@ import torch
 from torch import Tensor
 from transformers.modeling_utils import PreTrainedModel
 
-from glmlike.checkpoint.native import PREFIX_ENCODER, prefix_shapes
-from glmlike.checkpoint.shards import open_checkpoint, open_file, whole_folder, write_shards
+from glmlike.checkpoint.prefix_files import EMBEDDING, fit, read_prefix, width, write_prefix
+from glmlike.checkpoint.shards import open_file, read_json, whole_folder, write_shards
 from glmlike.configuration import GlmLikeConfig
 from glmlike.errors import CheckpointError, ConfigError
-from glmlike.hub_json import Generation, carried_fields, read_spec, write_config
+from glmlike.hub_json import Generation, carried_fields, read_spec
 from glmlike.prefix_encoder import PrefixEncoder, set_lengths
 from glmlike.rotary import GlmLikeRotaryEmbedding, quarter_turn
 from glmlike.spec import DecoderSpec
 
-_PREFIX = re.compile(r"(?:transformer\.|model\.)?prefix_encoder\.(.+)")
-_EMBEDDING = "embedding.weight"
 _PEFT_CONFIG, _PEFT_WEIGHTS = "adapter_config.json", ("adapter_model.safetensors", "adapter_model.bin")
 _PEFT_TENSOR = "prompt_embeddings"
 _TURNED_ALIKE = ("default", "linear", "yarn", "llama3")
@@ -36,17 +32,17 @@ _TURNED_ALIKE = ("default", "linear", "yarn", "llama3")
 def load_prefix(model: PreTrainedModel, folder: str | Path) -> PreTrainedModel:
     """Put the prefix in ``folder`` onto ``model``, in place of any it has; the model is returned.
 
-    ``folder`` is what the P-tuning scripts of ChatGLM-6B and ChatGLM2 save, or :func:`save_prefix`, or :func:`from_peft`,
-    or a whole checkpoint, of which only the prefix is read. The prefix keeps the dtype of its files.
+    ``folder`` is what the P-tuning scripts of ChatGLM-6B and ChatGLM2 save, or :func:`save_prefix`, or
+    :func:`from_peft`, or a whole checkpoint, of which only the prefix is read. The prefix keeps the dtype of its files.
 
     Raises:
         ConfigError: the model is of a kind that has no prefixes.
         CheckpointError: the files hold no prefix, part of one, or one of another decoder, or config.json contradicts.
     """
     base = _decoder(model)
-    tensors = _read_prefix(Path(folder))
-    spec = _fit(tensors, model.config.spec, str(folder))
-    _attach(model, base, spec, tensors[_EMBEDDING].dtype)
+    tensors = read_prefix(Path(folder))
+    spec = fit(tensors, model.config.spec, str(folder))
+    _attach(model, base, spec, tensors[EMBEDDING].dtype)
     base.prefix_encoder.load_state_dict(tensors)
     return model
 
@@ -88,7 +84,7 @@ def save_prefix(model: PreTrainedModel, folder: str | Path) -> None:
         CheckpointError: ``folder`` holds something already.
     """
     tensors = {name: tensor.detach().cpu() for name, tensor in _require_prefix(model).state_dict().items()}
-    _write(Path(folder), None, model.config.spec, carried_fields(model.config.to_dict()), tensors)
+    write_prefix(Path(folder), None, model.config.spec, carried_fields(model.config.to_dict()), tensors)
 
 
 def to_peft(
@@ -97,8 +93,8 @@ def to_peft(
     """Write the prefix in ``src`` as a PEFT PrefixTuning adapter to the new folder ``dst``.
 
     ``PeftModel.from_pretrained(base_model, dst)`` then gives the logits of the prefix. ``base`` is the folder whose
-    config.json describes the decoder (default: ``src``). A projection is carried out, as PEFT does when it saves. Numbers
-    are computed in float64 and stored as float32. ``generation`` is that of :func:`glmlike.detect`.
+    config.json describes the decoder (default: ``src``). A projection is carried out, as PEFT does when it saves.
+    Numbers are computed in float64 and stored as float32. ``generation`` is that of :func:`glmlike.detect`.
 
     Raises:
         ConfigError: the decoder is ChatGLM-6B's or has another position rule that PEFT's shift of positions changes.
@@ -106,10 +102,10 @@ def to_peft(
     """
     source, target = Path(src), Path(dst)
     where = source if base is None else Path(base)
-    config = _read_json(where / "config.json")
+    config = read_json(where / "config.json")
     spec = read_spec(config, str(where / "config.json"), generation=generation)
-    tensors = _read_prefix(source)
-    spec = _fit(tensors, spec, str(source))
+    tensors = read_prefix(source)
+    spec = fit(tensors, spec, str(source))
     _refuse_unturnable(spec, str(source))
     rows = _turn_keys(_rows(tensors), spec, spec.prefix_length).float()
     with whole_folder(target, source) as partial:
@@ -119,27 +115,25 @@ def to_peft(
         (partial / _PEFT_CONFIG).write_text(text, encoding="utf8")
 
 
-def from_peft(
-    adapter: str | Path, base: str | Path, dst: str | Path, *, generation: Generation | None = None
-) -> None:
+def from_peft(adapter: str | Path, base: str | Path, dst: str | Path, *, generation: Generation | None = None) -> None:
     """Write a PEFT PrefixTuning adapter as a prefix to the new folder ``dst``; the inverse of :func:`to_peft`.
 
-    ``base`` is the folder whose config.json describes the decoder that the adapter is for. ``dst`` holds a table without
-    projection (PEFT saves none) and config.json; :func:`load_prefix` reads it.
+    ``base`` is the folder whose config.json describes the decoder that the adapter is for. ``dst`` holds a table
+    without projection (PEFT saves none) and config.json; :func:`load_prefix` reads it.
 
     Raises:
         ConfigError: the adapter is of another kind or for another decoder, or that is ChatGLM-6B's (:func:`to_peft`).
         CheckpointError: the adapter's files are damaged or not what adapter_config.json says, or ``dst`` is not empty.
     """
     source, where = Path(adapter), Path(base)
-    config = _read_json(where / "config.json")
+    config = read_json(where / "config.json")
     spec = read_spec(config, str(where / "config.json"), generation=generation)
-    said = _read_json(source / _PEFT_CONFIG)
+    said = read_json(source / _PEFT_CONFIG)
     spec = _check_peft_config(said, spec, str(source / _PEFT_CONFIG))
     _refuse_unturnable(spec, str(source))
     rows = _read_peft_rows(source, spec)
     rows = _turn_keys(rows.double(), spec, -spec.prefix_length).to(rows.dtype)
-    _write(Path(dst), source, spec, carried_fields(config), {_EMBEDDING: rows})
+    write_prefix(Path(dst), source, spec, carried_fields(config), {EMBEDDING: rows})
 
 
 def _decoder(model: PreTrainedModel) -> Any:
@@ -152,7 +146,7 @@ def _decoder(model: PreTrainedModel) -> Any:
 def _require_prefix(model: PreTrainedModel) -> PrefixEncoder:
     encoder: PrefixEncoder | None = _decoder(model).prefix_encoder
     if encoder is None:
-        raise ConfigError("this model has no P-tuning prefix. Begin one with start_prefix, or load one with load_prefix.")
+        raise ConfigError("this model has no P-tuning prefix. Begin one with start_prefix, or load one by load_prefix.")
     return encoder
 
 
@@ -162,59 +156,10 @@ def _attach(model: PreTrainedModel, base: Any, spec: DecoderSpec, dtype: torch.d
     base.prefix_encoder = encoder.train(model.training)
 
 
-def _read_prefix(folder: Path) -> dict[str, Tensor]:
-    """The prefix tensors of a folder, by what follows ``prefix_encoder.``, checked against its own config.json."""
-    checkpoint = open_checkpoint(folder)
-    names = {match[1]: name for name in checkpoint.tensors if (match := _PREFIX.fullmatch(name))}
-    projected = {f"trans.{layer}.{kind}" for layer in (0, 2) for kind in ("weight", "bias")}
-    if names.keys() not in ({_EMBEDDING}, {_EMBEDDING} | projected):
-        raise CheckpointError(
-            f"{folder}: expected prefix_encoder.{_EMBEDDING}, alone or with all of prefix_encoder.trans.0 and .2 "
-            f"(weight and bias); found {', '.join(sorted(names)) or 'no prefix_encoder tensor'}. Pass the folder that "
-            "the P-tuning run saved."
-        )
-    tensors = {name: checkpoint.read(full) for name, full in names.items()}
-    if (folder / "config.json").exists():
-        _agree_with_config(tensors, _read_json(folder / "config.json"), folder)
-    return tensors
-
-
-def _agree_with_config(tensors: dict[str, Tensor], config: dict[str, Any], folder: Path) -> None:
-    said = config.get("pre_seq_len") or config.get("prefix_length")
-    rows, projection = tensors[_EMBEDDING].shape[0], len(tensors) > 1
-    if said and said != rows:
-        raise CheckpointError(
-            f"{folder}: config.json has pre_seq_len={said}, but prefix_encoder.{_EMBEDDING} has {rows} rows. Correct "
-            "config.json, or use the one that was saved with these tensors."
-        )
-    if said and bool(config.get("prefix_projection")) != projection:
-        raise CheckpointError(
-            f"{folder}: config.json has prefix_projection={str(not projection).lower()}, but the files hold "
-            f"{'also' if projection else 'no'} prefix_encoder.trans tensors. Correct config.json."
-        )
-
-
-def _fit(tensors: dict[str, Tensor], spec: DecoderSpec, where: str) -> DecoderSpec:
-    """``spec`` with the prefix that the tensors are, if they are one of this decoder."""
-    spec = spec.replace(prefix_length=tensors[_EMBEDDING].shape[0], prefix_projection=len(tensors) > 1)
-    for name, shape in prefix_shapes(spec).items():
-        if tuple(tensors[name].shape) != shape:
-            raise CheckpointError(
-                f"{where}: prefix_encoder.{name} has shape {list(tensors[name].shape)}, but this decoder asks for "
-                f"{list(shape)} ({_width(spec)}). The prefix was trained with another base model; use that."
-            )
-    return spec
-
-
-def _width(spec: DecoderSpec) -> str:
-    layers, heads, size = spec.num_hidden_layers, spec.num_key_value_heads, spec.head_dim
-    return f"2 x {layers} layers x {heads} key-value heads x {size} = {spec.prefix_size} numbers a prefix token"
-
-
 def _rows(tensors: dict[str, Tensor]) -> Tensor:
     """[P, layers * 2 * K * H] in float64, the projection carried out."""
     wide = {name: tensor.double() for name, tensor in tensors.items()}
-    rows = wide[_EMBEDDING]
+    rows = wide[EMBEDDING]
     if len(wide) == 1:
         return rows
     hidden = torch.nn.functional.linear(rows, wide["trans.0.weight"], wide["trans.0.bias"]).tanh()
@@ -236,14 +181,14 @@ def _turn_keys(rows: Tensor, spec: DecoderSpec, positions: int) -> Tensor:
 def _refuse_unturnable(spec: DecoderSpec, where: str) -> None:
     if spec.attention_mask == "prefix":
         raise ConfigError(
-            f"{where}: a prefix of ChatGLM-6B and PEFT: PEFT hands the prefix over as a cache of past tokens, after which "
-            "masks and positions of blank infilling no longer follow from the tokens. Keep it in the model: load_prefix, "
-            "save_prefix and save_pretrained need no PEFT."
+            f"{where}: a prefix of ChatGLM-6B and PEFT: PEFT hands the prefix over as a cache of past tokens, after "
+            "which masks and positions of blank infilling no longer follow from the tokens. Keep it in the model: "
+            "load_prefix, save_prefix and save_pretrained need no PEFT."
         )
     if spec.rope_type not in _TURNED_ALIKE:
         raise ConfigError(
-            f"{where}: a prefix with rope_type={spec.rope_type!r} and PEFT: PEFT's positions begin after the prefix, and "
-            "with these frequencies, which depend on the length, no rotation of the prefix makes up for it. Use "
+            f"{where}: a prefix with rope_type={spec.rope_type!r} and PEFT: PEFT's positions begin after the prefix, "
+            "and with these frequencies, which depend on the length, no rotation of the prefix makes up for it. Use "
             "load_prefix instead."
         )
 
@@ -281,7 +226,7 @@ def _check_peft_config(said: dict[str, Any], spec: DecoderSpec, where: str) -> D
         if said.get(name) != value:
             raise ConfigError(
                 f"{where}: {name}={said.get(name)!r}, but this decoder's keys and values ask for {value} "
-                f"({_width(spec)}). The adapter is for another base model; pass that."
+                f"({width(spec)}). The adapter is for another base model; pass that."
             )
     length = said.get("num_virtual_tokens")
     if not length:
@@ -296,30 +241,7 @@ def _read_peft_rows(folder: Path, spec: DecoderSpec) -> Tensor:
     expected = {_PEFT_TENSOR: (spec.prefix_length, spec.prefix_size)}
     if shapes != expected:
         raise CheckpointError(
-            f"{path}: holds {shapes}, but {_PEFT_CONFIG} asks for {expected} alone. Weights and config are of different "
-            "adapters, or the adapter holds more than a prefix (modules_to_save); use a pure prefix adapter."
+            f"{path}: holds {shapes}, but {_PEFT_CONFIG} asks for {expected} alone. Weights and config are of "
+            "different adapters, or the adapter holds more than a prefix (modules_to_save); use a pure prefix adapter."
         )
     return checkpoint.read(_PEFT_TENSOR)
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        found = json.loads(path.read_text(encoding="utf8"))
-    except FileNotFoundError:
-        raise ConfigError(f"{path}: not there. Pass the folder that has this file.") from None
-    except (ValueError, RecursionError) as error:
-        raise ConfigError(f"{path}: not valid JSON ({error}). Download it again.") from None
-    if not isinstance(found, dict):
-        raise ConfigError(f"{path}: holds {type(found).__name__}, expected an object. Download it again.")
-    return found
-
-
-def _write(
-    folder: Path, source: Path | None, spec: DecoderSpec, carried: dict[str, Any], tensors: dict[str, Tensor]
-) -> None:
-    """A folder of nothing but a prefix: config.json of the whole decoder, tensors in native names."""
-    config = {**carried, **write_config(spec, "glmlike")}
-    named: Iterator[tuple[str, Tensor]] = ((PREFIX_ENCODER + name, tensor) for name, tensor in tensors.items())
-    with whole_folder(folder, source) as partial:
-        write_shards(partial, named, sum(tensor.nbytes for tensor in tensors.values()) + 1)
-        (partial / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf8")

@@ -135,6 +135,7 @@ class DecoderSpec:
         if self.layer_types is not None:
             object.__setattr__(self, "layer_types", tuple(self.layer_types))
         _check_sizes(self)
+        _check_prefix_length(self)
         _check_types(self)
         _check_choices(self)
         _check_heads(self)
@@ -350,13 +351,17 @@ def _check_sliding(spec: DecoderSpec) -> None:
         raise SpecError(f"sliding_window={spec.sliding_window!r}: a sliding layer needs a window of at least 1 token.")
 
 
-def _check_prefix(spec: DecoderSpec) -> None:
+def _check_prefix_length(spec: DecoderSpec) -> None:
     length = spec.prefix_length
     if not isinstance(length, int) or isinstance(length, bool) or not 0 <= length <= _MAX_PREFIX_LENGTH:
         raise SpecError(
             f"prefix_length={length!r} (pre_seq_len): expected a whole number of prefix tokens, 0 for none, at most "
             f"{_MAX_PREFIX_LENGTH}."
         )
+
+
+def _check_prefix(spec: DecoderSpec) -> None:
+    length = spec.prefix_length
     if not length:
         if spec.prefix_projection:
             raise SpecError("prefix_projection=True with prefix_length=0: there is nothing to project. Correct one.")
@@ -383,7 +388,7 @@ def _num_parameters(spec: DecoderSpec) -> int:
 
 
 def _prefix_parameters(spec: DecoderSpec) -> int:
-    if not isinstance(spec.prefix_length, int):
-        return 0  # _check_prefix says so
+    if not spec.prefix_length:
+        return 0
     trans = (spec.prefix_row_size + 1) * spec.hidden_size + (spec.hidden_size + 1) * spec.prefix_size
     return spec.prefix_length * spec.prefix_row_size + trans * spec.prefix_projection

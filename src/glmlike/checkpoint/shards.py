@@ -16,7 +16,7 @@ from pickle import UnpicklingError
 from typing import TYPE_CHECKING, Any
 
 from glmlike.checkpoint.headers import TensorInfo, read_header, refuse_lfs_pointer
-from glmlike.errors import CheckpointError, GlmLikeError
+from glmlike.errors import CheckpointError, ConfigError, GlmLikeError
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -66,6 +66,23 @@ def open_checkpoint(folder: Path) -> Checkpoint:
         if (folder / index).exists():
             return _open_indexed(folder, folder / index)
     raise CheckpointError(f"{folder}: no weights found; expected one of {', '.join((*_SINGLES, *_INDICES))}.")
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """The object in a JSON file that belongs to a checkpoint.
+
+    Raises:
+        ConfigError: no such file, no JSON, or no object.
+    """
+    try:
+        found = json.loads(path.read_text(encoding="utf8"))
+    except FileNotFoundError:
+        raise ConfigError(f"{path}: not there. Pass a checkpoint's folder, with its {path.name}.") from None
+    except (ValueError, RecursionError) as error:
+        raise ConfigError(f"{path}: not valid JSON ({error}). Download it again.") from None
+    if not isinstance(found, dict):
+        raise ConfigError(f"{path}: holds {type(found).__name__}, expected an object. Download it again.")
+    return found
 
 
 def open_file(path: Path) -> Checkpoint:
