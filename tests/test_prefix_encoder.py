@@ -100,8 +100,9 @@ def test_a_prefix_is_a_cache_that_no_position_counts_and_no_mask_hides(name: str
 
 
 def test_the_cache_holds_tokens_only(make: Callable[..., Any]) -> None:
-    cache = getattr(make(SPECS["chatglm2-ptuned"])(ROW, use_cache=True), CACHE)
-    assert cache.get_seq_length() == ROW.shape[1]
+    model = make(SPECS["chatglm2-ptuned"])
+    assert getattr(model(ROW, use_cache=True), CACHE).get_seq_length() == ROW.shape[1]
+    assert getattr(model(ROW, use_cache=False), CACHE) is None
 
 
 def test_dropout_acts_on_rows_in_training_only() -> None:
