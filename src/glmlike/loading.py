@@ -37,8 +37,8 @@ def resolve_config(where: Any, config: Any, generation: str | None, kwargs: dict
         )
     if sharded and config.prefix_length:
         raise ConfigError(
-            f"{where}: {sharded[0]} with a P-tuning prefix (prefix_length={config.prefix_length}): its keys are those of "
-            "all heads, and would not fit the heads of one process. Load it on one process."
+            f"{where}: {sharded[0]} with a P-tuning prefix (prefix_length={config.prefix_length}): its keys are those "
+            "of all heads, and would not fit the heads of one process. Load it on one process."
         )
     return config
 
