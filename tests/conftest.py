@@ -50,7 +50,7 @@ def make() -> Callable[..., Any]:
 
     def build(spec: DecoderSpec, *, model_class: Any = GlmLikeForCausalLM, seed: int = 0, **config: Any) -> Any:
         blanks = {"mask_token_id": 90, "smask_token_id": 91, "gmask_token_id": 92, "sop_token_id": 93}
-        config = {"pad_token_id": 0, "eos_token_id": 1, "bos_token_id": 2, **blanks, **config}
+        config = {"pad_token_id": 0, "eos_token_id": 1, "bos_token_id": 2, "prefix_dropout": 0.0, **blanks, **config}
         return randomize(model_class(GlmLikeConfig.from_spec(spec, **config)), seed).eval()
 
     return build

@@ -82,7 +82,11 @@ SPECS: dict[str, DecoderSpec] = {
     ),
     "infilling-recipe": _spec(**_HALVES, positions="rotary_2d", attention_mask="prefix", tie_word_embeddings=True),
     "tied-recipe": _spec(tie_word_embeddings=True),
+    "chatglm2-ptuned": _spec(prefix_length=5),
+    "chatglm2-ptuned-projected": _spec(prefix_length=5, prefix_projection=True),
 }
+SPECS["chatglm-6b-ptuned"] = SPECS["chatglm-6b"].replace(prefix_length=5)
+SPECS["chatglm-6b-ptuned-projected"] = SPECS["chatglm-6b"].replace(prefix_length=5, prefix_projection=True)
 
 FAMILY: dict[str, Format] = {
     "chatglm2": "chatglm",
@@ -104,5 +108,9 @@ FAMILY: dict[str, Format] = {
     "glm-130b": "glmlike",
     "infilling-recipe": "glmlike",
     "tied-recipe": "glmlike",
+    "chatglm2-ptuned": "chatglm",
+    "chatglm2-ptuned-projected": "chatglm",
+    "chatglm-6b-ptuned": "chatglm-6b",
+    "chatglm-6b-ptuned-projected": "chatglm-6b",
 }
 """The format each family's checkpoints are published in."""

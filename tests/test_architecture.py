@@ -39,7 +39,16 @@ MAY: dict[str, set[str]] = {
     "prefix": {"torch", "glmlike.configuration", "glmlike.errors", "glmlike.packing"},
     "feed_forward": {"torch", "transformers", "glmlike.configuration"},
     "rotary": {"torch", "transformers", "glmlike.configuration"},
-    "attention": {"torch", "transformers", "glmlike.configuration", "glmlike.rotary"},
+    "attention": {"torch", "transformers", "glmlike.configuration", "glmlike.prefix_encoder", "glmlike.rotary"},
+    "prefix_encoder": {"torch", "transformers", "glmlike.configuration", "glmlike.errors"},
+    "ptuning": {
+        *("torch", "transformers", "glmlike.configuration", "glmlike.errors", "glmlike.hub_json", "glmlike.spec"),
+        *("glmlike.prefix_encoder", "glmlike.rotary", "glmlike.checkpoint.prefix_files", "glmlike.checkpoint.shards"),
+    },
+    "checkpoint/prefix_files": {
+        *("torch", "glmlike.errors", "glmlike.hub_json", "glmlike.spec"),
+        *("glmlike.checkpoint.native", "glmlike.checkpoint.shards"),
+    },
     "chat": {"transformers"},
     "renamed": {"transformers"},
     "loading": {"torch", "transformers", "safetensors", "glmlike.configuration", "glmlike.errors"},
@@ -47,7 +56,7 @@ MAY: dict[str, set[str]] = {
         *("torch", "transformers"),
         *("glmlike.attention", "glmlike.chat", "glmlike.configuration", "glmlike.errors", "glmlike.feed_forward"),
         *("glmlike.loading", "glmlike.norms", "glmlike.packing", "glmlike.prefix", "glmlike.renamed"),
-        *("glmlike.generation", "glmlike.rotary", "glmlike.tables"),
+        *("glmlike.generation", "glmlike.prefix_encoder", "glmlike.rotary", "glmlike.tables"),
     },
     "generation": {
         *("torch", "transformers"),

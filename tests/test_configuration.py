@@ -232,11 +232,6 @@ LATER = {
         {**write_config(SPECS["chatglm-6b"], "chatglm-6b"), "quantization_bit": 4},
         "quantization_bit=4: pre-quantized weights",
     ),
-    "prefix of ChatGLM-6B": (
-        {**write_config(SPECS["chatglm-6b"], "chatglm-6b"), "pre_seq_len": 128},
-        "pre_seq_len=128: a P-tuning v2 prefix",
-    ),
-    "prefix": ({**write_config(SPECS["chatglm2"], "chatglm"), "pre_seq_len": 128}, "pre_seq_len=128"),
 }
 
 

@@ -35,6 +35,7 @@ def random_specs(draw: st.DrawFn) -> DecoderSpec:
     kv_heads, head_dim = draw(st.integers(1, 3)), draw(st.sampled_from([4, 8, 12]))
     residual = draw(st.sampled_from(["pre", "sandwich"]))
     qkv = draw(st.booleans())
+    prefix = draw(st.sampled_from([0, 0, 0, 2])) if residual == "pre" else 0
     return DecoderSpec(
         vocab_size=draw(st.integers(1, 20)),
         hidden_size=draw(st.integers(1, 9)),
@@ -51,6 +52,8 @@ def random_specs(draw: st.DrawFn) -> DecoderSpec:
         output_bias=qkv and residual == "pre" and draw(st.booleans()),
         mlp_bias=residual == "pre" and draw(st.booleans()),
         tie_word_embeddings=draw(st.booleans()),
+        prefix_length=prefix,
+        prefix_projection=prefix > 0 and draw(st.booleans()),
     )
 
 
@@ -60,6 +63,7 @@ def random_infilling_specs(draw: st.DrawFn) -> DecoderSpec:
     heads, head_dim = draw(st.integers(1, 4)), draw(st.sampled_from([4, 8, 12]))
     name = draw(st.sampled_from(["glm-10b", "chatglm-6b"]))
     hidden = heads * head_dim
+    prefix = draw(st.sampled_from([0, 2])) if name == "chatglm-6b" else 0
     return SPECS[name].replace(
         vocab_size=draw(st.integers(1, 20)),
         hidden_size=hidden,
@@ -69,6 +73,8 @@ def random_infilling_specs(draw: st.DrawFn) -> DecoderSpec:
         num_key_value_heads=heads,
         head_dim=head_dim,
         max_position_embeddings=draw(st.integers(1, 9)),
+        prefix_length=prefix,
+        prefix_projection=prefix > 0 and draw(st.booleans()),
     )
 
 

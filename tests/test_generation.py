@@ -16,7 +16,7 @@ from glmlike.renamed import CACHE
 from specs import SPECS
 
 TOLERANCE = 1e-5
-TYPICAL = ("chatglm2", "glm-4-0414", "llama-3.1", "qwen2-sliding", "tied-recipe")
+TYPICAL = ("chatglm2", "glm-4-0414", "llama-3.1", "qwen2-sliding", "tied-recipe", "chatglm2-ptuned")
 
 
 @pytest.fixture(params=TYPICAL)
@@ -238,10 +238,11 @@ def test_hidden_states_and_attentions(model: Any) -> None:
     model.set_attn_implementation("eager")
     output = model(tokens(), output_hidden_states=True, output_attentions=True)
     assert [tuple(state.shape) for state in output.hidden_states] == [(2, 12, 64)] * 4
-    assert [tuple(weights.shape) for weights in output.attentions] == [(2, 4, 12, 12)] * 3
+    before = model.config.prefix_length
+    assert [tuple(weights.shape) for weights in output.attentions] == [(2, 4, 12, before + 12)] * 3
     for weights in output.attentions:
         assert_close(weights.sum(-1), torch.ones(2, 4, 12), atol=1e-5, rtol=0)
-        assert torch.equal(weights, weights.tril())
+        assert torch.equal(weights, weights.tril(before))
     assert torch.equal(model.lm_head(output.hidden_states[-1]), output.logits)
     assert isinstance(model(tokens(), return_dict=False), tuple)
 
@@ -275,7 +276,7 @@ def test_streaming_yields_the_generated_text(make: Callable[..., Any]) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["chatglm2", "glm-4-0414", "qwen2-sliding"])
+@pytest.mark.parametrize("name", ["chatglm2", "glm-4-0414", "qwen2-sliding", "chatglm2-ptuned-projected"])
 @torch.no_grad()
 def test_the_whole_decoder_is_one_graph(name: str, make: Callable[..., Any]) -> None:
     model = make(SPECS[name])

@@ -40,7 +40,7 @@ from glmlike.renamed import CACHE
 from specs import SPECS
 
 MASK, SMASK, GMASK, SOP = 90, 91, 92, 93
-INFILLING = ("glm-10b", "chatglm-6b", "glm-130b", "infilling-recipe")
+INFILLING = ("glm-10b", "chatglm-6b", "glm-130b", "infilling-recipe", "chatglm-6b-ptuned-projected")
 TOLERANCE = 1e-5
 
 

@@ -13,6 +13,7 @@ from transformers.cache_utils import Cache
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from glmlike.configuration import GlmLikeConfig
+from glmlike.prefix_encoder import prepend
 from glmlike.rotary import apply_rotary, quarter_turn
 
 
@@ -69,9 +70,14 @@ class GlmLikeAttention(nn.Module):
         position_embeddings: tuple[Tensor, Tensor] | None,
         attention_mask: Tensor | None = None,
         past_key_values: Cache | None = None,
+        prefix: tuple[Tensor, Tensor] | None = None,
         **kwargs: Any,
     ) -> tuple[Tensor, Tensor | None]:
-        """[B, T, D] to ([B, T, D], attention weights or None); keys are cached after their rotation."""
+        """[B, T, D] to ([B, T, D], attention weights or None); keys are cached after their rotation.
+
+        ``prefix`` holds keys and values [B, K, P, H] that stand before all others, unrotated and never cached; the
+        mask counts them.
+        """
         input_shape = hidden_states.shape[:-1]
         hidden_shape = (*input_shape, -1, self.head_dim)
         query_states = self.q_proj(hidden_states).view(hidden_shape).transpose(1, 2)
@@ -88,6 +94,9 @@ class GlmLikeAttention(nn.Module):
                 self.layer_idx,
                 kwargs=kwargs,  # a paged cache finds its indices there
             )
+
+        if prefix is not None:
+            key_states, value_states = prepend(prefix, key_states, value_states, attention_mask)
 
         # vLLM's Transformers backend looks for exactly this: one call of a local bound from the interface.
         attention_interface: Callable[..., Any] = ALL_ATTENTION_FUNCTIONS.get_interface(

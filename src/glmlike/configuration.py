@@ -37,6 +37,8 @@ class GlmLikeConfig(PreTrainedConfig):
       ``attention_mask="prefix"``, masks and positions follow from these tokens;
     * ``rotary_pairing``: ``"interleaved"`` (the GLM line) or ``"halves"`` (LLaMA, Qwen);
     * ``attention_bias``: bias of q, k, v; ``attention_output_bias``: bias of the output projection; ``mlp_bias``;
+    * ``prefix_length`` (``pre_seq_len``), ``prefix_projection``: a P-tuning v2 prefix, as ChatGLM repositories have it,
+      and the ``prefix_dropout`` of its training (0.1 in the original code); see :mod:`glmlike.ptuning`;
     * ``sliding_window`` with ``layer_types``: which layers attend to a window only (Qwen2); without it, all do.
 
     Names of the original ChatGLM configs (``num_layers``, ``padded_vocab_size``, ``kv_channels``, …) read and write the
@@ -57,6 +59,7 @@ class GlmLikeConfig(PreTrainedConfig):
         "layernorm_epsilon": "rms_norm_eps",
         "add_qkv_bias": "attention_bias",
         "seq_length": "max_position_embeddings",
+        "pre_seq_len": "prefix_length",
     }
     base_model_tp_plan: ClassVar[dict[str, str]] = {
         "layers.*.self_attn.q_proj": "colwise",
@@ -100,6 +103,9 @@ class GlmLikeConfig(PreTrainedConfig):
     rotary_precision: str = "float32"
     attention_mask: str = "causal"
     sliding_window: int | None = None
+    prefix_length: int | None = 0
+    prefix_projection: bool = False
+    prefix_dropout: float | int = 0.1
     pad_token_id: int | None = None
     bos_token_id: int | None = None
     eos_token_id: int | list[int] | None = None
@@ -161,6 +167,8 @@ class GlmLikeConfig(PreTrainedConfig):
         """The fields as plain values; where the weights were read from is not one of them."""
         fields: dict[str, Any] = super().to_dict()
         fields.pop(_ORIGIN, None)
+        if fields.get("prefix_dropout") == type(self).prefix_dropout:
+            del fields["prefix_dropout"]  # of use to few, and the same in all published models
         return fields
 
     @property
@@ -286,7 +294,7 @@ _SPEC_FIELDS = (
     *("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads"),
     *("num_key_value_heads", "head_dim", "max_position_embeddings", "rms_norm_eps", "tie_word_embeddings"),
     *("norm", "residual", "residual_scale", "feed_forward", "positions", "rotary_pairing", "rotary_precision"),
-    "attention_mask",
+    *("attention_mask", "prefix_length", "prefix_projection"),
     *("attention_bias", "attention_output_bias", "mlp_bias", "layer_types", "sliding_window"),
     *("hidden_act", "rope_parameters"),
 )

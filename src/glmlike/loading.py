@@ -35,6 +35,11 @@ def resolve_config(where: Any, config: Any, generation: str | None, kwargs: dict
             f"{where}: {sharded[0]} with a checkpoint in the {config.fused_format!r} layout: its fused matrices would "
             f"be cut in the wrong places. First run `glmlike convert {where} DST --to glmlike`, then load DST."
         )
+    if sharded and config.prefix_length:
+        raise ConfigError(
+            f"{where}: {sharded[0]} with a P-tuning prefix (prefix_length={config.prefix_length}): its keys are those "
+            "of all heads, and would not fit the heads of one process. Load it on one process."
+        )
     return config
 
 

@@ -47,6 +47,7 @@ from glmlike.prefix import (
     refuse_flash,
     refuse_paged,
 )
+from glmlike.prefix_encoder import PrefixEncoder, PrefixLinear, add_columns, refuse_unprefixed, settle_prefix
 from glmlike.renamed import CACHE, takes_cache
 from glmlike.rotary import GlmLikeRotaryEmbedding
 from glmlike.tables import look_up_positions, look_up_tokens
@@ -166,12 +167,18 @@ class GlmLikePreTrainedModel(PreTrainedModel):
                 ignore_mismatched_sizes=True,  # refused below, with the tensor's name and both shapes
                 **kwargs,
             )
+        settle_prefix(model, info, where, reinitialize=reinitialize)
         if not reinitialize:
             require_shapes(info, where)
         if kwargs.get("state_dict") is None:  # tensors handed over are the caller's own choice, files are not
             require_decoder(model, info, where)
         warn_about_cpu_float16(model, where)
         return (model, info) if return_info else model
+
+    def _init_weights(self, module: nn.Module) -> None:
+        super()._init_weights(module)
+        if isinstance(module, PrefixLinear):
+            module.initialize()
 
     def save_pretrained(self, save_directory: str | PathLike[str], *args: Any, **kwargs: Any) -> Any:
         """Write native tensor names and a ``glmlike`` config.json, whatever format was loaded.
@@ -203,6 +210,7 @@ class GlmLikeModel(GlmLikePreTrainedModel):
             self.embed_block_positions = nn.Embedding(rows, config.hidden_size)
         else:
             self.rotary_emb = GlmLikeRotaryEmbedding(config)
+        self.prefix_encoder = PrefixEncoder(config) if config.prefix_length else None
         self.layer_types = list(config.spec.layer_types or ["full_attention"] * config.num_hidden_layers)
         self.gradient_checkpointing = False
         self.post_init()
@@ -238,6 +246,8 @@ class GlmLikeModel(GlmLikePreTrainedModel):
             past_key_values = DynamicCache(config=self.config)
         if self.config.attention_mask == "prefix":
             refuse_paged(past_key_values, kwargs.get("cache"))
+        if self.prefix_encoder is not None:
+            refuse_unprefixed(self.config._attn_implementation, past_key_values, kwargs.get("cache"))
         if position_ids is None:
             position_ids = self._positions(input_ids, inputs_embeds, attention_mask, past_key_values, seq_idx)
         elif self.config.positions in ("rotary_2d", "learned_2d") and position_ids.ndim != 3:
@@ -252,6 +262,10 @@ class GlmLikeModel(GlmLikePreTrainedModel):
                 self.config._attn_implementation, seq_idx.shape[0], attention_mask, kwargs.get("cu_seq_lens_q")
             )
         masks = self._masks(attention_mask, inputs_embeds, past_key_values, position_ids, blocks, seq_idx)
+        prefixes: list[Any] = [None] * len(self.layers)
+        if self.prefix_encoder is not None:
+            prefixes = self.prefix_encoder(inputs_embeds)
+            masks = add_columns(masks, self.prefix_encoder.length, inputs_embeds)
         hidden_states = inputs_embeds
         position_embeddings = None
         if self.config.positions == "learned_2d":
@@ -260,17 +274,20 @@ class GlmLikeModel(GlmLikePreTrainedModel):
             hidden_states = hidden_states + look_up_positions(self.embed_block_positions, position_ids[:, 1], rows)
         else:
             position_embeddings = self.rotary_emb(hidden_states, position_ids)
-        for layer, layer_type in zip(self.layers[: self.config.num_hidden_layers], self.layer_types, strict=False):
+        layers = self.layers[: self.config.num_hidden_layers]
+        for layer, layer_type, prefix in zip(layers, self.layer_types, prefixes, strict=False):
             hidden_states = layer(
                 hidden_states,
                 attention_mask=masks[layer_type],
                 position_embeddings=position_embeddings,
                 position_ids=position_ids,
                 use_cache=use_cache,
+                prefix=prefix,
                 **{**kwargs, CACHE: past_key_values},
             )
         hidden_states = self.norm(hidden_states)
-        return BaseModelOutputWithPast(last_hidden_state=hidden_states, **{CACHE: past_key_values})
+        kept = past_key_values if use_cache else None  # generate takes a returned cache for a wish to use it
+        return BaseModelOutputWithPast(last_hidden_state=hidden_states, **{CACHE: kept})
 
     def _positions(
         self,

@@ -41,4 +41,21 @@ def takes_cache(forward: Forward) -> Forward:
     ]
     renamed.__signature__ = signature.replace(parameters=parameters)  # type: ignore[attr-defined]
     old_name: Callable[[Forward], Forward] = deprecate_kwarg("past_key_values", "6.0.0", new_name="cache")
-    return old_name(renamed)
+    return _filled_first(old_name(renamed))
+
+
+def _filled_first(forward: Forward) -> Forward:
+    """Where both names are given, an empty ``cache`` yields to a filled ``past_key_values``.
+
+    PEFT (0.21) hands its prefix over under the old name while ``generate`` passes the cache it has just made under the
+    new one; transformers keeps the new, and the prefix would be lost.
+    """
+
+    @functools.wraps(forward)
+    def settled(*args: Any, **kwargs: Any) -> Any:
+        cache, filled = kwargs.get("cache"), kwargs.get("past_key_values")
+        if cache is not None and filled is not None and not cache.get_seq_length() and filled.get_seq_length():
+            kwargs["cache"] = kwargs.pop("past_key_values")
+        return forward(*args, **kwargs)
+
+    return settled

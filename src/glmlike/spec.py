@@ -48,6 +48,14 @@ _KINDS: frozenset[tuple[str, ...]] = frozenset(
     }
 )
 
+# Of those, the ones that the original code gives a P-tuning v2 prefix.
+_PREFIX_KINDS: frozenset[tuple[str, ...]] = frozenset(
+    {
+        ("rms", "pre", "swiglu", "rotary", "causal"),  # ChatGLM2, ChatGLM3
+        ("layer", "scaled", "gelu_tanh", "rotary_2d", "prefix"),  # ChatGLM-6B
+    }
+)
+
 # The largest value of each size that is believed. The family's largest are 150528 tokens, 12288 wide, 70 layers; the
 # limits leave two orders of magnitude and exist so that a damaged or hostile config.json fails before it allocates.
 _LIMITS: dict[str, int] = {
@@ -60,9 +68,10 @@ _LIMITS: dict[str, int] = {
     "head_dim": 65_536,
     "max_position_embeddings": 2**40,
 }
+_MAX_PREFIX_LENGTH = 1_048_576
 _MAX_PARAMETERS = 2 * 10**13
 _NUMBERS = ("norm_eps", "partial_rotary_factor", "rope_theta")
-_SWITCHES = ("qkv_bias", "output_bias", "mlp_bias", "tie_word_embeddings")
+_SWITCHES = ("qkv_bias", "output_bias", "mlp_bias", "tie_word_embeddings", "prefix_projection")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,6 +91,10 @@ class DecoderSpec:
     rotated, from its first feature on. ``rotary_pairing`` says which two features form one rotating pair: neighbours
     ``(2i, 2i+1)`` (``interleaved``: the GLM line) or ``(i, i + rotary_dim/2)`` (``halves``: LLaMA, Qwen).
     ``rope_scaling`` holds transformers' rope keys beyond theta and the partial factor (``rope_type``, ``factor``, …).
+
+    ``prefix_length`` is the number of keys and values that a P-tuning v2 prefix (arXiv 2110.07602) puts in front of
+    every layer's own, 0 for none; ``prefix_projection``: they are not stored but computed, by two matrices from rows of
+    ``prefix_row_size``.
 
     Raises:
         SpecError: a size is missing, not positive, not divisible or absurd; a choice is not one of the closed list;
@@ -114,17 +127,21 @@ class DecoderSpec:
     output_bias: bool = False
     mlp_bias: bool = False
     tie_word_embeddings: bool = False
+    prefix_length: int = 0
+    prefix_projection: bool = False
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "rope_scaling", freeze_rope(self.rope_scaling))
         if self.layer_types is not None:
             object.__setattr__(self, "layer_types", tuple(self.layer_types))
         _check_sizes(self)
+        _check_prefix_length(self)
         _check_types(self)
         _check_choices(self)
         _check_heads(self)
         _check_rotary(self)
         _check_sliding(self)
+        _check_prefix(self)
 
     @property
     def query_size(self) -> int:
@@ -140,6 +157,20 @@ class DecoderSpec:
     def rotary_dim(self) -> int:
         """Features of each head that are rotated."""
         return int(self.head_dim * self.partial_rotary_factor)
+
+    @property
+    def prefix_size(self) -> int:
+        """Numbers of one prefix token: a key and a value of every key-value head of every layer."""
+        return 2 * self.num_hidden_layers * self.key_value_size
+
+    @property
+    def prefix_row_size(self) -> int:
+        """Width of a stored prefix row: ``prefix_size``, but ``hidden_size`` where ChatGLM-6B projects it.
+
+        ChatGLM2 projects rows that are as wide as the result (both: modeling_chatglm.py, ``PrefixEncoder``).
+        """
+        projected_like_chatglm_6b = self.prefix_projection and self.positions == "rotary_2d"
+        return self.hidden_size if projected_like_chatglm_6b else self.prefix_size
 
     @property
     def rope_type(self) -> str:
@@ -320,6 +351,29 @@ def _check_sliding(spec: DecoderSpec) -> None:
         raise SpecError(f"sliding_window={spec.sliding_window!r}: a sliding layer needs a window of at least 1 token.")
 
 
+def _check_prefix_length(spec: DecoderSpec) -> None:
+    length = spec.prefix_length
+    if not isinstance(length, int) or isinstance(length, bool) or not 0 <= length <= _MAX_PREFIX_LENGTH:
+        raise SpecError(
+            f"prefix_length={length!r} (pre_seq_len): expected a whole number of prefix tokens, 0 for none, at most "
+            f"{_MAX_PREFIX_LENGTH}."
+        )
+
+
+def _check_prefix(spec: DecoderSpec) -> None:
+    length = spec.prefix_length
+    if not length:
+        if spec.prefix_projection:
+            raise SpecError("prefix_projection=True with prefix_length=0: there is nothing to project. Correct one.")
+        return
+    kind = (spec.norm, spec.residual, spec.feed_forward, spec.positions, spec.attention_mask)
+    if kind not in _PREFIX_KINDS or spec.layer_types is not None:
+        raise SpecError(
+            f"prefix_length={length} with {', '.join(kind)}, layer_types={spec.layer_types}: only decoders of the "
+            "ChatGLM-6B and ChatGLM2 kinds have P-tuning prefixes; no test covers another. Set prefix_length to 0."
+        )
+
+
 def _num_parameters(spec: DecoderSpec) -> int:
     hidden, queries, keys, inner = spec.hidden_size, spec.query_size, spec.key_value_size, spec.intermediate_size
     attention = hidden * (2 * queries + 2 * keys)
@@ -330,4 +384,11 @@ def _num_parameters(spec: DecoderSpec) -> int:
     norms = norm * (4 if spec.residual == "sandwich" else 2)
     tables = spec.vocab_size * hidden * (1 if spec.tie_word_embeddings else 2)
     tables += 2 * (spec.max_position_embeddings + 1) * hidden * (spec.positions == "learned_2d")
-    return spec.num_hidden_layers * (attention + feed_forward + norms) + tables + norm
+    return spec.num_hidden_layers * (attention + feed_forward + norms) + tables + norm + _prefix_parameters(spec)
+
+
+def _prefix_parameters(spec: DecoderSpec) -> int:
+    if not spec.prefix_length:
+        return 0
+    trans = (spec.prefix_row_size + 1) * spec.hidden_size + (spec.hidden_size + 1) * spec.prefix_size
+    return spec.prefix_length * spec.prefix_row_size + trans * spec.prefix_projection

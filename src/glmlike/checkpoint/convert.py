@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import shutil
 import time
 from collections.abc import Iterator
@@ -14,7 +15,14 @@ from typing import TYPE_CHECKING, Any
 from glmlike.checkpoint.formats import TABLES, FormatTable
 from glmlike.checkpoint.layouts import same_bits
 from glmlike.checkpoint.rules import Rule, by_native, require_exact
-from glmlike.checkpoint.shards import Checkpoint, open_checkpoint, parse_size, whole_folder, write_shards
+from glmlike.checkpoint.shards import (
+    Checkpoint,
+    open_checkpoint,
+    parse_size,
+    read_json,
+    whole_folder,
+    write_shards,
+)
 from glmlike.errors import CheckpointError, ConfigError
 from glmlike.hub_json import FORMATS, Format, Generation, carried_fields, read_spec, write_config
 from glmlike.hub_json import detect as detect_config
@@ -22,6 +30,8 @@ from glmlike.spec import DecoderSpec
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+logger = logging.getLogger(__name__)
 
 # What belongs to a model besides config.json and weights, and travels with it. Never code.
 _COMPANIONS = (
@@ -72,22 +82,17 @@ def detect(folder: str | Path, *, generation: Generation | None = None) -> Detec
     where = str(folder / "config.json")
     fmt = detect_config(checkpoint_config, where)
     spec = read_spec(checkpoint_config, where, generation=generation)
-    found = Detection(folder, fmt, spec, checkpoint_config, _whole_names(open_checkpoint(folder), TABLES[fmt]))
+    checkpoint = _whole_names(open_checkpoint(folder), TABLES[fmt])
+    if spec.prefix_length and not any("prefix_encoder." in name for name in checkpoint.tensors):
+        logger.warning("%s: pre_seq_len=%d, but the files hold no prefix: read without one.", where, spec.prefix_length)
+        spec = spec.replace(prefix_length=0, prefix_projection=False)
+    found = Detection(folder, fmt, spec, checkpoint_config, checkpoint)
     _check_names_and_shapes(found)
     return found
 
 
 def _read_config(folder: Path) -> dict[str, Any]:
-    path = folder / "config.json"
-    try:
-        config = json.loads(path.read_text(encoding="utf8"))
-    except FileNotFoundError:
-        raise ConfigError(f"{path}: not there. Pass a checkpoint's folder, with its config.json.") from None
-    except (ValueError, RecursionError) as error:
-        raise ConfigError(f"{path}: not valid JSON ({error}). Download it again.") from None
-    if not isinstance(config, dict):
-        raise ConfigError(f"{path}: holds {type(config).__name__}, expected an object. Download it again.")
-    return config
+    return read_json(folder / "config.json")
 
 
 def _whole_names(checkpoint: Checkpoint, table: FormatTable) -> Checkpoint:

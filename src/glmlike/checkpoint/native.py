@@ -5,6 +5,18 @@ from __future__ import annotations
 from glmlike.spec import DecoderSpec
 
 LAYER = "model.layers.{layer}."
+PREFIX_ENCODER = "model.prefix_encoder."
+
+
+def prefix_shapes(spec: DecoderSpec) -> dict[str, tuple[int, ...]]:
+    """What stands after ``PREFIX_ENCODER`` in the names of a P-tuning prefix, with its shape; empty without one."""
+    if not spec.prefix_length:
+        return {}
+    found: dict[str, tuple[int, ...]] = {"embedding.weight": (spec.prefix_length, spec.prefix_row_size)}
+    if spec.prefix_projection:
+        found |= {"trans.0.weight": (spec.hidden_size, spec.prefix_row_size), "trans.0.bias": (spec.hidden_size,)}
+        found |= {"trans.2.weight": (spec.prefix_size, spec.hidden_size), "trans.2.bias": (spec.prefix_size,)}
+    return found
 
 
 def native_patterns(spec: DecoderSpec) -> dict[str, tuple[int, ...]]:
@@ -35,6 +47,7 @@ def native_patterns(spec: DecoderSpec) -> dict[str, tuple[int, ...]]:
         if bias:
             found[f"{LAYER}{name}.bias"] = (rows,)
     found |= {f"model.norm.{kind}": (hidden,) for kind in norm_kinds}
+    found |= {PREFIX_ENCODER + name: shape for name, shape in prefix_shapes(spec).items()}
     if not spec.tie_word_embeddings:
         found["lm_head.weight"] = (spec.vocab_size, hidden)
     return found

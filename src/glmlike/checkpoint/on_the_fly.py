@@ -51,7 +51,8 @@ def _rules() -> Iterator[tuple[Format, Rule]]:
         for name, fmt in TABLES.items():
             if not cannot_express(spec, name):
                 yield from ((name, rule) for rule in fmt.table(spec))
-    for name, kind in (("chatglm-6b", _CHATGLM_6B), ("glm-10b", _GLM_10B)):
+    yield from (("chatglm", rule) for rule in TABLES["chatglm"].table(_TINY.replace(**_PREFIX)))
+    for name, kind in (("chatglm-6b", {**_CHATGLM_6B, **_PREFIX}), ("glm-10b", _GLM_10B)):
         yield from ((name, rule) for rule in TABLES[name].table(_TINY.replace(**kind)))
 
 
@@ -68,6 +69,7 @@ _PAIRINGS: tuple[dict[str, Any], ...] = (
     {"rotary_pairing": "interleaved", "partial_rotary_factor": 0.5},
     {"rotary_pairing": "halves", "partial_rotary_factor": 1.0},
 )
+_PREFIX: dict[str, Any] = {"prefix_length": 1, "prefix_projection": True}
 _LAYER_NORM: dict[str, Any] = {
     "norm": "layer",
     "attention_mask": "prefix",

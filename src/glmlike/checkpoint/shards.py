@@ -16,7 +16,7 @@ from pickle import UnpicklingError
 from typing import TYPE_CHECKING, Any
 
 from glmlike.checkpoint.headers import TensorInfo, read_header, refuse_lfs_pointer
-from glmlike.errors import CheckpointError, GlmLikeError
+from glmlike.errors import CheckpointError, ConfigError, GlmLikeError
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -71,6 +71,34 @@ def open_checkpoint(folder: Path) -> Checkpoint:
         if (folder / index).exists():
             return _open_indexed(folder, folder / index)
     raise CheckpointError(f"{folder}: no weights found; expected one of {', '.join((*_SINGLES, *_INDICES))}.")
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """The object in a JSON file that belongs to a checkpoint.
+
+    Raises:
+        ConfigError: no such file, no JSON, or no object.
+    """
+    try:
+        found = json.loads(path.read_text(encoding="utf8"))
+    except FileNotFoundError:
+        raise ConfigError(f"{path}: not there. Pass a checkpoint's folder, with its {path.name}.") from None
+    except (ValueError, RecursionError) as error:
+        raise ConfigError(f"{path}: not valid JSON ({error}). Download it again.") from None
+    if not isinstance(found, dict):
+        raise ConfigError(f"{path}: holds {type(found).__name__}, expected an object. Download it again.")
+    return found
+
+
+def open_file(path: Path) -> Checkpoint:
+    """The tensors of one file of any name, its header checked.
+
+    Raises:
+        CheckpointError: no such file, or a damaged one.
+    """
+    if not path.is_file():
+        raise CheckpointError(f"{path}: not there. Download this file.")
+    return Checkpoint(path.parent, (path,), _names(path))
 
 
 def _open_indexed(folder: Path, index: Path) -> Checkpoint:
@@ -214,14 +242,15 @@ def parse_size(text: str | int) -> int:
 
 
 @contextmanager
-def whole_folder(destination: Path, source: Path) -> Iterator[Path]:
+def whole_folder(destination: Path, source: Path | None) -> Iterator[Path]:
     """A folder to write into that becomes ``destination`` when the block ends well, and vanishes when it does not.
 
     Raises:
         CheckpointError: ``destination`` holds something already, or is the source, inside it or around it.
     """
-    target, origin = destination.resolve(), source.resolve()
-    if target == origin or origin in target.parents or target in origin.parents:
+    target = destination.resolve()
+    origin = None if source is None else source.resolve()
+    if origin is not None and (target == origin or origin in target.parents or target in origin.parents):
         raise CheckpointError(f"{destination}: must not be {source}, inside it or around it. Choose another folder.")
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
         raise CheckpointError(f"{destination}: exists already. Choose a new folder, or remove this one.")

@@ -40,7 +40,7 @@ FUSED_FORMATS: frozenset[Format] = frozenset({"glm-10b", "chatglm-6b", "chatglm"
 CARRIED = (
     *("bos_token_id", "eos_token_id", "pad_token_id", "dtype", "initializer_range", "use_cache", "attention_dropout"),
     *("mask_token_id", "smask_token_id", "gmask_token_id", "sop_token_id"),
-    *("id2label", "label2id", "problem_type", "classifier_dropout", "quantization_config"),
+    *("prefix_dropout", "id2label", "label2id", "problem_type", "classifier_dropout", "quantization_config"),
 )
 """Config fields that are not the decoder's shape and travel unchanged between formats (``torch_dtype``: ``dtype``)."""
 
@@ -127,6 +127,7 @@ _CAUSAL: dict[str, tuple[Any, ...]] = {
     "rotary_precision": ("float32",),
     "attention_mask": ("causal",),
 }
+_NO_PREFIX: dict[str, tuple[Any, ...]] = {"prefix_length": (0,)}  # a P-tuning v2 prefix: ChatGLM repositories only
 _NO_EXTRA_BIAS: dict[str, tuple[Any, ...]] = {**_CAUSAL, "output_bias": (False,), "mlp_bias": (False,)}
 _GLM_ROTARY: dict[str, tuple[Any, ...]] = {"rotary_pairing": ("interleaved",), "layer_types": (None,)}
 _HALVES: dict[str, tuple[Any, ...]] = {
@@ -142,6 +143,7 @@ _EXPRESSIBLE: dict[Format, dict[str, tuple[Any, ...]]] = {
         "tie_word_embeddings": (True,),
         "norm_eps": (1e-5,),
         "layer_types": (None,),
+        **_NO_PREFIX,
     },
     "chatglm-6b": {
         **{name: (value,) for name, value in early.CHATGLM_6B.items()},
@@ -150,10 +152,10 @@ _EXPRESSIBLE: dict[Format, dict[str, tuple[Any, ...]]] = {
         "layer_types": (None,),
     },
     "chatglm": {"residual": ("pre",), "partial_rotary_factor": (0.5,), **_GLM_ROTARY, **_NO_EXTRA_BIAS},
-    "glm": {"residual": ("pre",), **_GLM_ROTARY, **_NO_EXTRA_BIAS},
-    "glm4": {"residual": ("sandwich",), **_GLM_ROTARY, **_NO_EXTRA_BIAS},
-    "llama": {"layer_types": (None,), **_CAUSAL, **_HALVES},
-    "qwen2": {"qkv_bias": (True,), **_HALVES, **_NO_EXTRA_BIAS},
+    "glm": {"residual": ("pre",), **_GLM_ROTARY, **_NO_EXTRA_BIAS, **_NO_PREFIX},
+    "glm4": {"residual": ("sandwich",), **_GLM_ROTARY, **_NO_EXTRA_BIAS, **_NO_PREFIX},
+    "llama": {"layer_types": (None,), **_CAUSAL, **_HALVES, **_NO_PREFIX},
+    "qwen2": {"qkv_bias": (True,), **_HALVES, **_NO_EXTRA_BIAS, **_NO_PREFIX},
 }
 
 _READERS: dict[Format, Callable[[Config, str, Generation | None], DecoderSpec]] = {

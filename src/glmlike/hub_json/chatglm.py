@@ -9,7 +9,18 @@ from typing import Any, cast, get_args
 
 from glmlike.errors import ConfigError
 from glmlike.hub_json.early import is_chatglm_6b
-from glmlike.hub_json.fields import Config, Format, Generation, agree, need, number, or_default, refuse_unread
+from glmlike.hub_json.fields import (
+    Config,
+    Format,
+    Generation,
+    agree,
+    need,
+    number,
+    or_default,
+    read_prefix,
+    refuse_unread,
+    write_prefix,
+)
 from glmlike.spec import DecoderSpec, freeze_rope
 
 CHATGLM_FIELDS = frozenset(
@@ -81,6 +92,7 @@ def read(config: Config, where: str, generation: Generation | None) -> DecoderSp
         rope_scaling=freeze_rope(scaling),
         qkv_bias=or_default(config.get("add_qkv_bias"), False),
         tie_word_embeddings=or_default(config.get("tie_word_embeddings"), False),
+        **read_prefix(config),
     )
 
 
@@ -137,5 +149,6 @@ def write(spec: DecoderSpec) -> dict[str, Any]:
         **{name: value for name, value in _FIXED.items() if name not in ("interleaved_qkv", "rotary_percent")},
         "original_rope": True,
         "rope_ratio": int(ratio) if ratio == int(ratio) else ratio,
+        **write_prefix(spec.prefix_length, spec.prefix_projection),
     }
     return {**out, "generation": "chatglm2"} if linear else out

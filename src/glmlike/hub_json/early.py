@@ -12,7 +12,16 @@ import math
 from typing import Any
 
 from glmlike.errors import ConfigError
-from glmlike.hub_json.fields import Config, Generation, agree, need, or_default, refuse_unread
+from glmlike.hub_json.fields import (
+    Config,
+    Generation,
+    agree,
+    need,
+    or_default,
+    read_prefix,
+    refuse_unread,
+    write_prefix,
+)
 from glmlike.spec import DecoderSpec
 
 _LAYER_NORM: dict[str, Any] = {
@@ -103,6 +112,7 @@ def read_chatglm_6b(config: Config, where: str, _: Generation | None) -> Decoder
         residual_scale=or_default(config.get("residual_scale"), math.sqrt(2 * layers)),
         tie_word_embeddings=or_default(config.get("tie_word_embeddings"), False),
         **CHATGLM_6B,
+        **read_prefix(config),
     )
 
 
@@ -148,6 +158,7 @@ def write_chatglm_6b(spec: DecoderSpec) -> dict[str, Any]:
         "layernorm_epsilon": spec.norm_eps,
         "position_encoding_2d": True,
         "residual_scale": spec.residual_scale,
+        **write_prefix(spec.prefix_length, spec.prefix_projection),
     }
 
 

@@ -65,6 +65,18 @@ def or_default(value: Any, default: Any) -> Any:
 
 def refuse_unread(config: Config, where: str) -> None:
     """Raise ConfigError for contents of ChatGLM repositories that no decoder here has a place for."""
-    for name, what in (("quantization_bit", "pre-quantized weights"), ("pre_seq_len", "a P-tuning v2 prefix")):
+    for name, what in (("quantization_bit", "pre-quantized weights"),):
         if config.get(name):
             raise ConfigError(f"{where}: {name}={config[name]!r}: {what}, which this version does not read.")
+
+
+def read_prefix(config: Config) -> dict[str, Any]:
+    """The P-tuning prefix of a ChatGLM config; without ``pre_seq_len`` the original code looks at nothing else."""
+    length = or_default(config.get("pre_seq_len"), 0)
+    projection = or_default(config.get("prefix_projection"), False)
+    return {"prefix_length": length, "prefix_projection": projection} if length else {}
+
+
+def write_prefix(length: int, projection: bool) -> dict[str, Any]:
+    """The fields that :func:`read_prefix` reads; none without a prefix."""
+    return {"pre_seq_len": length, "prefix_projection": projection} if length else {}

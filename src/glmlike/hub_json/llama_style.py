@@ -25,6 +25,8 @@ def read_glmlike(config: Config, where: str, _: Generation | None) -> DecoderSpe
         mlp_bias=or_default(config.get("mlp_bias"), False),
         layer_types=layer_types,
         sliding_window=window,
+        prefix_length=or_default(config.get("prefix_length"), 0),
+        prefix_projection=or_default(config.get("prefix_projection"), False),
         **{name: config[name] for name in (*choices, "attention_mask") if name in config},
     )
 
@@ -167,6 +169,8 @@ def write_glmlike(spec: DecoderSpec) -> dict[str, Any]:
         "attention_bias": spec.qkv_bias,
         "attention_output_bias": spec.output_bias,
         "mlp_bias": spec.mlp_bias,
+        "prefix_length": spec.prefix_length,
+        "prefix_projection": spec.prefix_projection,
         **sliding,
     }
 

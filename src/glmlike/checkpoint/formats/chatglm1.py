@@ -6,7 +6,7 @@ Names are those of the published modeling_chatglm.py. Its class ``GLU`` has no g
 from __future__ import annotations
 
 from glmlike.checkpoint.layouts import Layout, PerHead
-from glmlike.checkpoint.native import LAYER
+from glmlike.checkpoint.native import LAYER, PREFIX_ENCODER, prefix_shapes
 from glmlike.checkpoint.rules import Rule, same
 from glmlike.spec import DecoderSpec
 
@@ -20,6 +20,7 @@ def table(spec: DecoderSpec) -> list[Rule]:
         same("model.embed_tokens.weight", "transformer.word_embeddings.weight"),
         same("lm_head.weight", "lm_head.weight"),
         *layers("transformer.", PerHead(spec.num_attention_heads, spec.head_dim)),
+        *(same(PREFIX_ENCODER + name, f"transformer.prefix_encoder.{name}") for name in prefix_shapes(spec)),
     ]
 
 

@@ -7,7 +7,7 @@ Names and the order of the fused rows are those of the published modeling_chatgl
 from __future__ import annotations
 
 from glmlike.checkpoint.layouts import Fused, Repeated
-from glmlike.checkpoint.native import LAYER
+from glmlike.checkpoint.native import LAYER, PREFIX_ENCODER, prefix_shapes
 from glmlike.checkpoint.rules import Rule, same
 from glmlike.spec import DecoderSpec
 
@@ -43,6 +43,7 @@ def table(spec: DecoderSpec) -> list[Rule]:
         ),
         same(LAYER + "mlp.down_proj.weight", _LAYER + "mlp.dense_4h_to_h.weight"),
         same("model.norm.weight", "transformer.encoder.final_layernorm.weight"),
+        *(same(PREFIX_ENCODER + name, f"transformer.prefix_encoder.{name}") for name in prefix_shapes(spec)),
     ]
 
 
