@@ -210,7 +210,7 @@ class DataCollatorForBlankInfilling:
         position, block = sample.positions
         generated = position[(sample.input_ids == self.tokens.gmask) & (block == 0)]
         counts_on: NDArray[np.bool_] = (block > 0) & np.isin(position, generated)
-        return (position + block * counts_on)[None]
+        return np.stack([position + block * counts_on])
 
 
 def _ids(value: Any, name: str) -> Ids:
