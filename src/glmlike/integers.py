@@ -1,4 +1,4 @@
-"""Integer weights of the pre-quantized ChatGLM and GLM-130B releases: int8, or int4 two to a byte, a scale for each row.
+"""Integer weights of the pre-quantized ChatGLM and GLM-130B releases: int8, or int4 two a byte, and a scale a row.
 
 Source: quantization.py of the ChatGLM repositories; quantization/functional.py of THUDM/GLM-130B.
 """

@@ -37,7 +37,15 @@ from glmlike.chat import ChatMixin
 from glmlike.configuration import ChatGLMConfig, GlmLikeConfig, as_native
 from glmlike.errors import ConfigError
 from glmlike.feed_forward import GlmLikeMLP
-from glmlike.loading import one_sentence, require_decoder, require_shapes, resolve_config, warn_about_cpu_float16
+from glmlike.loading import (
+    one_sentence,
+    require_decoder,
+    require_integers_declared,
+    require_shapes,
+    resolve_config,
+    resolve_files,
+    warn_about_cpu_float16,
+)
 from glmlike.norms import build_norm
 from glmlike.prefix import additive, context_blocks, infilling_positions, refuse_flash, refuse_paged
 from glmlike.renamed import CACHE, takes_cache
@@ -146,6 +154,7 @@ class GlmLikePreTrainedModel(PreTrainedModel):
                 "there with quantization_config=GgufConfig(dequantize=True), save_pretrained, and load the new folder."
             )
         config = resolve_config(pretrained_model_name_or_path, config, generation, kwargs)
+        config = resolve_files(pretrained_model_name_or_path, config, kwargs)
         return_info = kwargs.pop("output_loading_info", False)
         reinitialize = kwargs.pop("ignore_mismatched_sizes", False)
         where = "state_dict" if pretrained_model_name_or_path is None else str(pretrained_model_name_or_path)
@@ -158,6 +167,7 @@ class GlmLikePreTrainedModel(PreTrainedModel):
                 ignore_mismatched_sizes=True,  # refused below, with the tensor's name and both shapes
                 **kwargs,
             )
+        require_integers_declared(info, where)
         if not reinitialize:
             require_shapes(info, where)
         if kwargs.get("state_dict") is None:  # tensors handed over are the caller's own choice, files are not

@@ -1,8 +1,8 @@
 """Which matrices of a folder are integers: by the tensors that are there, checked before one is read.
 
-The pre-quantized ChatGLM-6B and ChatGLM2-6B repositories store an int8 ``weight`` (int4: two numbers a byte, so half the
-columns) and a ``weight_scale`` of its rows; everything else is as in the float repositories. Most quantize the layers'
-matrices only; ChatGLM-6B int4-qe also its embedding and head.
+The pre-quantized ChatGLM-6B and ChatGLM2-6B repositories store an int8 ``weight`` (int4: two numbers a byte, so half
+the columns) and a ``weight_scale`` of its rows; everything else is as in the float repositories. Most quantize the
+layers' matrices only; ChatGLM-6B int4-qe also its embedding and head.
 """
 
 from __future__ import annotations
@@ -76,7 +76,7 @@ def require_integer_shapes(
         if info.shape == integer_shape(shapes[name], other):
             raise CheckpointError(
                 f"{info.file}: {name!r} has shape {list(info.shape)}, which is {list(shapes[name])} in {other} bits, "
-                f"but config.json says {bits}. Correct it: \"quantization_bit\": {other}."
+                f'but config.json says {bits}. Correct it: "quantization_bit": {other}.'
             )
     require_shapes(with_integers({name: shapes[name] for name in integers}, integers, bits), tensors)
 

@@ -52,7 +52,8 @@ def same(native: str, foreign: str) -> Rule:
 
 def scales_of(rule: Rule) -> Rule:
     """The rule of the row scales beside integer matrices: a scale for each row, so the layout of the rows is theirs."""
-    return Rule(*(tuple(f"{name}_scale" for name in names) for names in (rule.native, rule.foreign)), rule.layout)
+    native, foreign = (tuple(f"{name}_scale" for name in names) for names in (rule.native, rule.foreign))
+    return Rule(native, foreign, rule.layout)
 
 
 def plan(table: Sequence[Rule], ranges: Mapping[str, range]) -> Iterator[Rule]:

@@ -45,8 +45,13 @@ _GLM_TOKENS: dict[int, dict[str, int]] = {
 # April: rows 20000: of both tables stayed, and every id is 20000 less (ChatGLM-6B: UPDATE.md).
 _FIRST_VOCABULARY, _IMAGE_TOKENS = 150_528, 20_000
 _V1_1_TOKENS: dict[str, int] = {
-    **{"mask_token_id": 130_000, "gmask_token_id": 130_001, "smask_token_id": 130_002, "sop_token_id": 130_004},
-    **{"bos_token_id": 130_004, "eos_token_id": 130_005, "pad_token_id": 3},
+    "mask_token_id": 130_000,
+    "gmask_token_id": 130_001,
+    "smask_token_id": 130_002,
+    "sop_token_id": 130_004,
+    "bos_token_id": 130_004,
+    "eos_token_id": 130_005,
+    "pad_token_id": 3,
 }
 
 
