@@ -31,7 +31,7 @@ class GlmIntConfig(QuantizationConfigMixin):
     """
 
     def __init__(self, bits: int | None = None, dequantize: bool = True, quant_method: str = INTEGER_METHOD) -> None:
-        if bits not in (None, 4, 8) or isinstance(bits, bool):
+        if bits is not None and (type(bits) is not int or bits not in (4, 8)):
             raise ConfigError(f"GlmIntConfig: bits={bits!r}: expected 4 or 8, the widths that were published.")
         if quant_method != INTEGER_METHOD:
             raise ConfigError(f"GlmIntConfig: quant_method={quant_method!r}: expected {INTEGER_METHOD!r}.")

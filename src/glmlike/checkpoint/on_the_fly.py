@@ -182,12 +182,12 @@ class ApplyLayout(ConversionOps):
         raise NotImplementedError("glmlike writes foreign formats with glmlike.convert, not through save_pretrained.")
 
     def _place(self, first: str) -> tuple[str, str]:
-        """What stands before ``layers.`` in the first native name, and the layer's number."""
+        """What stands before the first native name without its ``model.``, and the layer's number if it is in a layer."""
         relative = re.escape(self.native[0].removeprefix("model.")).replace(r"\{layer\}", r"(\d+)")
         match = re.fullmatch(f"(.*?){relative}", first)
         if match is None:
             raise CheckpointError(f"{first}: expected a name like {self.native[0]}.")
-        return match[1], match[2]
+        return match[1], match[2] if match.re.groups > 1 else ""
 
     def _layout(self, config: Any) -> Layout:
         spec: DecoderSpec = config.spec

@@ -27,9 +27,15 @@ def find_integers(tensors: Mapping[str, TensorInfo], shapes: Shapes, bits: int |
     ``shapes`` are those of the floats; ``bits`` is what config.json says (None: floats).
 
     Raises:
-        CheckpointError: integers that config.json does not speak of, integers without scales, scales beside floats, or
-            a shape that is not that of ``bits``.
+        CheckpointError: integers that config.json does not speak of, integers without scales or the reverse, scales
+            beside floats, or a shape that is not that of ``bits``.
     """
+    for name in shapes.keys() - tensors.keys():
+        if (scale := tensors.get(name + SCALE)) is not None:
+            raise CheckpointError(
+                f"{scale.file}: holds {scale.name!r}, but no file holds {name!r}, whose scales they are. The download "
+                "is incomplete; compare it with the original repository."
+            )
     found = frozenset(name for name in shapes if name in tensors and _is_integer(name, tensors, len(shapes[name])))
     if found and bits is None:
         name = min(found)
