@@ -26,19 +26,19 @@ def of_the_layers(name: str) -> bool:
 
 def with_the_tables(name: str) -> bool:
     """Whether ChatGLM-6B int4-qe quantizes a tensor: embedding and head as well."""
-    return of_the_layers(name) or name.endswith(("word_embeddings.weight", "lm_head.weight"))
+    return of_the_layers(name) or name.endswith(("word_embeddings.weight", "lm_head.weight", "output_layer.weight"))
 
 
 def quantize(matrix: torch.Tensor, bits: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """The stored integers and scales of a float32 matrix, and the float32 matrix that they stand for."""
     rows = matrix.numpy()
     scales = (np.abs(rows).max(axis=1) / (2 ** (bits - 1) - 1)).astype(np.float16)
-    integers = np.rint(rows / scales.astype(np.float32)[:, None])
+    integers = np.rint(rows / scales.astype(np.float32)[:, None]).astype(np.int8)
     meant = integers.astype(np.float32) * scales.astype(np.float32)[:, None]
     if bits == 4:
         even, odd = integers[:, 0::2].astype(np.int64), integers[:, 1::2].astype(np.int64)
         integers = ((even % 16) * 16 + odd % 16).astype(np.uint8).view(np.int8)
-    return torch.from_numpy(integers.astype(np.int8)), torch.from_numpy(scales), torch.from_numpy(meant)
+    return torch.from_numpy(integers), torch.from_numpy(scales), torch.from_numpy(meant)
 
 
 def write_released(

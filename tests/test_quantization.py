@@ -19,6 +19,7 @@ import glmlike
 from glmlike import CheckpointError, ConfigError, GlmIntConfig, GlmLikeForCausalLM, GlmLikeModel
 from glmlike.quantization import IntEmbedding, IntLinear
 from released_integers import with_the_tables, write_released
+from specs import SPECS
 
 TOLERANCE = 2e-5
 KEEP = GlmIntConfig(dequantize=False)
@@ -360,6 +361,19 @@ def test_a_state_dict_of_integers_is_refused(released: Path) -> None:
     tensors = load_file(released / "model.safetensors")
     with pytest.raises(ConfigError, match="integers are loaded from files, and a state_dict was passed"):
         GlmLikeForCausalLM.from_pretrained(None, config=AutoConfig.from_pretrained(released), state_dict=tensors)
+
+
+def test_tied_tables_of_integers_are_pointed_to_conversion(make: Callable[..., Any], tmp_path: Path) -> None:
+    """A tied head that is stored twice, both times as integers: conversion checks that they agree."""
+    make(SPECS["tied-recipe"]).save_pretrained(tmp_path / "native")
+    glmlike.convert(tmp_path / "native", tmp_path / "chatglm", to="chatglm")
+    folder = write_released(tmp_path / "chatglm", tmp_path / "released", 8, with_the_tables)
+    for arguments in ({}, {"quantization_config": KEEP}):
+        with pytest.raises(CheckpointError, match="embedding is of integers and also its head.*glmlike convert"):
+            load(folder, **arguments)
+    glmlike.convert(folder, tmp_path / "floats", to="glmlike")  # what the sentence says
+    assert glmlike.verify(tmp_path / "floats", folder.parent / "floats") > 0
+    assert load(tmp_path / "floats").config.tie_word_embeddings
 
 
 @pytest.fixture

@@ -182,7 +182,7 @@ class ApplyLayout(ConversionOps):
         raise NotImplementedError("glmlike writes foreign formats with glmlike.convert, not through save_pretrained.")
 
     def _place(self, first: str) -> tuple[str, str]:
-        """What stands before the first native name without its ``model.``, and the layer's number if it is in a layer."""
+        """What stands before the first native name without its ``model.``, and the layer's number if it has one."""
         relative = re.escape(self.native[0].removeprefix("model.")).replace(r"\{layer\}", r"(\d+)")
         match = re.fullmatch(f"(.*?){relative}", first)
         if match is None:

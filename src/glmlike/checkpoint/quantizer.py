@@ -34,6 +34,7 @@ from glmlike.quantization import GlmIntConfig, dequantize_modules, keep_integers
 
 logger = logging.get_logger(__name__)
 
+_LAYERS = "model.layers."
 _SCALE_DTYPES = {"F16": torch.float16, "BF16": torch.bfloat16, "F32": torch.float32}  # .bin files say torch's own
 
 
@@ -82,6 +83,11 @@ class GlmIntQuantizer(HfQuantizer):
         integers = find_integers(tensors, shapes, self._bits, where)
         require_shapes(with_integers(shapes, integers, self._bits), tensors)
         self._steps = [step for step in table.steps(model.config.spec) if integers.intersection(step.foreign)]
+        if model.config.tie_word_embeddings and any(not step.native[0].startswith(_LAYERS) for step in self._steps):
+            raise CheckpointError(
+                f"{where}: its embedding is of integers and also its head, which no published release has. Make floats "
+                f"of them first: `glmlike convert {where} DST --to glmlike`, then load DST."
+            )
         if not integers:
             self._take_floats(where)
         elif not self.quantization_config.dequantize:
@@ -114,7 +120,9 @@ class GlmIntQuantizer(HfQuantizer):
         """Before the usual rules, one that joins each integer matrix with its scales; kept ones load by the rules."""
         if not self.quantization_config.dequantize:
             return weight_conversions
-        return [*(_join(step, self._bits) for step in self._steps), *weight_conversions]
+        joins = [_join(step, self._bits) for step in self._steps]
+        taken = {pattern for join in joins for pattern in join.source_patterns}  # transformers knows a rule by these
+        return [*joins, *(rule for rule in weight_conversions if not taken.intersection(rule.source_patterns))]
 
     def get_weight_conversions(self) -> list[Any]:
         """None beyond those above."""
