@@ -107,8 +107,9 @@ class GlmLikePreTrainedModel(PreTrainedModel):
 
     ``from_pretrained`` takes a folder or Hub id in any known format (glmlike, glm-10b, chatglm-6b, chatglm, glm, glm4,
     llama, qwen2), and every argument transformers knows; ``generation="chatglm2"`` (or ``"chatglm3"``) answers what
-    ``rope_ratio`` means in the one case where no config field does. ``save_pretrained`` writes native names and a
-    ``glmlike`` config, whatever was loaded: what was read from fused matrices, then quantized, reloads exactly.
+    ``rope_ratio`` means in the one case where no config field does. Pre-quantized ChatGLM folders become floats, or
+    stay integers with ``quantization_config=GlmIntConfig(dequantize=False)``. ``save_pretrained`` writes native names
+    and a ``glmlike`` config, whatever was loaded: what was read from fused matrices, then quantized, reloads exactly.
     """
 
     config: GlmLikeConfig
