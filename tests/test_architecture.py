@@ -51,7 +51,12 @@ MAY: dict[str, set[str]] = {
     },
     "chat": {"transformers"},
     "renamed": {"transformers"},
-    "loading": {"torch", "transformers", "safetensors", "glmlike.configuration", "glmlike.errors"},
+    "integers": {"torch"},
+    "quantization": {"torch", "transformers", "glmlike.errors", "glmlike.hub_json", "glmlike.integers"},
+    "loading": {
+        *("torch", "transformers", "safetensors"),
+        *("glmlike.configuration", "glmlike.errors", "glmlike.hub_json", "glmlike.quantization"),
+    },
     "modeling": {
         *("torch", "transformers"),
         *("glmlike.attention", "glmlike.chat", "glmlike.configuration", "glmlike.errors", "glmlike.feed_forward"),
@@ -80,6 +85,13 @@ MAY: dict[str, set[str]] = {
     },
     "checkpoint/layouts": {"torch", "glmlike.errors"},
     "checkpoint/rules": {"glmlike.errors", "glmlike.checkpoint.layouts"},
+    "checkpoint/quantized": {"glmlike.errors", "glmlike.checkpoint.headers"},
+    "checkpoint/quantizer": {
+        *("torch", "transformers", "glmlike.errors", "glmlike.hub_json", "glmlike.integers", "glmlike.quantization"),
+        *("glmlike.checkpoint.formats", "glmlike.checkpoint.layouts", "glmlike.checkpoint.rules"),
+        *("glmlike.checkpoint.headers", "glmlike.checkpoint.on_the_fly", "glmlike.checkpoint.quantized"),
+        "glmlike.checkpoint.shards",
+    },
     "checkpoint/on_the_fly": {
         *("torch", "transformers", "glmlike.errors", "glmlike.spec", "glmlike.checkpoint.rules"),
         *("glmlike.checkpoint.formats", "glmlike.checkpoint.layouts", "glmlike.hub_json"),

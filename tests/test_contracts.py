@@ -14,7 +14,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file
 
-from glmlike import GlmLikeConfig, GlmLikeForCausalLM
+from glmlike import GlmIntConfig, GlmLikeConfig, GlmLikeForCausalLM
 from glmlike.checkpoint import convert, detect, fingerprint, verify
 from glmlike.checkpoint.formats import TABLES
 from glmlike.checkpoint.layouts import same_bits
@@ -24,6 +24,7 @@ from glmlike.errors import CannotExpressError, GlmLikeError, SpecError
 from glmlike.hub_json import FORMATS, Format, cannot_express, read_spec, write_config
 from glmlike.hub_json import detect as detect_config
 from glmlike.spec import DecoderSpec
+from released_integers import of_the_layers, with_the_tables, write_released
 from specs import FAMILY, SPECS
 
 PAIRS = [(name, fmt) for name, spec in SPECS.items() for fmt in FORMATS if not cannot_express(spec, fmt)]
@@ -186,6 +187,31 @@ def test_on_the_fly_is_offline_conversion(name: str, fmt: Format, written: Any, 
     model.save_pretrained(tmp_path / "saved")
     offline = load_file(written(name, "glmlike") / "model.safetensors")
     saved = load_file(tmp_path / "saved" / "model.safetensors")
+    assert saved.keys() == offline.keys() == native_shapes(SPECS[name]).keys()
+    assert all(same_bits(saved[key], offline[key]) for key in saved)
+
+
+@pytest.mark.parametrize(("bits", "chosen"), [(4, of_the_layers), (8, with_the_tables)])
+@pytest.mark.parametrize(
+    ("name", "fmt"),
+    [pair for pair in PAIRS if pair[1] in ("chatglm", "chatglm-6b") and not SPECS[pair[0]].tie_word_embeddings],
+)
+def test_on_the_fly_is_offline_conversion_of_integers(
+    name: str, fmt: Format, bits: int, chosen: Any, written: Any, tmp_path: Path
+) -> None:
+    """Contract 3 for pre-quantized folders, whose matrices have scales beside them: the floats that they stand for."""
+    folder = write_released(written(name, fmt), tmp_path / "released", bits, chosen)
+    generation: Any = "chatglm2" if name == "chatglm2-32k" else None
+    convert(folder, tmp_path / "offline", to="glmlike", generation=generation)
+    offline = load_file(tmp_path / "offline" / "model.safetensors")
+    assert fingerprint(folder.parent / "floats", generation=generation) == fingerprint(tmp_path / "offline")
+    for keep in (False, True):
+        model = GlmLikeForCausalLM.from_pretrained(
+            folder, generation=generation, quantization_config=GlmIntConfig(dequantize=not keep)
+        )
+        model.save_pretrained(tmp_path / f"saved-{keep}")
+        assert fingerprint(tmp_path / f"saved-{keep}") == fingerprint(tmp_path / "offline")
+    saved = load_file(tmp_path / "saved-False" / "model.safetensors")
     assert saved.keys() == offline.keys() == native_shapes(SPECS[name]).keys()
     assert all(same_bits(saved[key], offline[key]) for key in saved)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 
 from glmlike.integers import dequantize, pack_int4, unpack_int4
@@ -15,10 +16,18 @@ def test_every_byte_unpacks_to_its_two_signed_halves() -> None:
     assert torch.equal(pack_int4(unpack_int4(packed)), packed)
 
 
-def test_rows_are_scaled_in_the_scales_dtype_and_then_cast() -> None:
+def test_rows_are_scaled_exactly_and_rounded_once() -> None:
     packed = torch.tensor([[0x7F], [-0x80]], dtype=torch.int8)  # 7, -1; -8, 0
     scale = torch.tensor([0.5, 0.25], dtype=torch.float16)
     assert dequantize(packed, scale, 4, torch.float32).tolist() == [[3.5, -0.5], [-2.0, 0.0]]
     whole = torch.tensor([[3], [5]], dtype=torch.int8)
     third = torch.tensor([1 / 3, 1 / 3], dtype=torch.float16)
-    assert dequantize(whole, third, 8, torch.float32)[0, 0] == torch.tensor(3, dtype=torch.float16) * third[0]
+    assert dequantize(whole, third, 8, torch.float32)[0, 0] == 3 * third[0].item()
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
+def test_every_int8_times_a_scale_is_the_exact_product_in_the_target_dtype(dtype: torch.dtype) -> None:
+    whole = torch.arange(-128, 128, dtype=torch.int16).to(torch.int8).repeat(64, 1)
+    scale = torch.rand(64, generator=torch.Generator().manual_seed(0)).half()
+    exact = whole.double() * scale.double()[:, None]
+    assert torch.equal(dequantize(whole, scale, 8, dtype), exact.to(dtype))

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
         GlmLikeModel,
         GlmLikePreTrainedModel,
     )
+    from glmlike.quantization import GlmIntConfig
     from glmlike.spec import DecoderSpec
 
 _HOME = {
@@ -41,6 +42,7 @@ _HOME = {
     "convert": "checkpoint",
     "detect": "checkpoint",
     "verify": "checkpoint",
+    "GlmIntConfig": "quantization",
     "GlmLikeError": "errors",
     "SpecError": "errors",
     "ConfigError": "errors",
@@ -55,6 +57,7 @@ __all__ = [
     "ConfigError",
     "ConversionReport",
     "DecoderSpec",
+    "GlmIntConfig",
     "GlmLikeConfig",
     "GlmLikeError",
     "GlmLikeForCausalLM",

@@ -95,6 +95,7 @@ def _facts(folder: Path, generation: Any) -> dict[str, Any]:
         "parameters": found.spec.num_parameters,
         "tensors": len(tensors),
         "dtypes": dict(Counter(info.dtype for info in tensors)),
+        "notes": list(found.notes),
         "files": [path.name for path in found.checkpoint.files],
         "converts_to": [fmt for fmt in FORMATS if fmt != found.format and not cannot_express(found.spec, fmt)],
         "spec": {**asdict(found.spec), "rope_scaling": dict(found.spec.rope_scaling)},
@@ -115,7 +116,10 @@ def convert(
     max_shard_size: Annotated[str, typer.Option(help="the largest file to write")] = "5GB",
     as_json: AsJson = False,
 ) -> None:
-    """Write SRC in another format to the new folder DST, every number kept bit for bit; DST appears whole or not."""
+    """Write SRC in another format to the new folder DST, every number kept bit for bit; DST appears whole or not.
+
+    Integers of a pre-quantized SRC become floats; the report's notes say so.
+    """
     from dataclasses import asdict
 
     report = asdict(

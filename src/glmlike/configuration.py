@@ -166,7 +166,8 @@ class GlmLikeConfig(PreTrainedConfig):
     def to_dict(self) -> dict[str, Any]:
         """The fields as plain values; where the weights were read from is not one of them."""
         fields: dict[str, Any] = super().to_dict()
-        fields.pop(_ORIGIN, None)
+        for name in _UNSAVED:
+            fields.pop(name, None)
         if fields.get("prefix_dropout") == type(self).prefix_dropout:
             del fields["prefix_dropout"]  # of use to few, and the same in all published models
         return fields
@@ -176,6 +177,14 @@ class GlmLikeConfig(PreTrainedConfig):
         """The foreign format this config was read in, if its files hold fused matrices; not saved."""
         origin = getattr(self, _ORIGIN, None)
         return origin if origin in hub_json.FUSED_FORMATS else None
+
+    @property
+    def dropped_rows(self) -> int:
+        """How many rows the embedding and head of the files begin with that this decoder has no use for; not saved.
+
+        20000 image tokens in the first release of ChatGLM-6B, else 0.
+        """
+        return getattr(self, _DROPPED_ROWS, 0)
 
 
 @strict
@@ -255,7 +264,9 @@ def translate(config_dict: Mapping[str, Any], generation: hub_json.Generation | 
     native = {**hub_json.write_config(spec, "glmlike"), **hub_json.token_ids(fields)}
     answered = hub_json.CHATGLM_FIELDS | native.keys() | _LLAMA_STYLE_ONLY
     kept = {key: value for key, value in fields.items() if key not in answered}
-    return {**kept, **native, _ORIGIN: fmt}
+    if bits := hub_json.integer_bits(fields, where):
+        kept["quantization_config"] = {"quant_method": hub_json.INTEGER_METHOD, "bits": bits, "dequantize": True}
+    return {**kept, **native, _ORIGIN: fmt, _DROPPED_ROWS: hub_json.dropped_rows(fields)}
 
 
 def as_native(config: PreTrainedConfig) -> GlmLikeConfig:
@@ -271,7 +282,7 @@ def as_native(config: PreTrainedConfig) -> GlmLikeConfig:
     fields = config.to_dict()
     if isinstance(config, GlmLikeConfig):
         fields["model_type"] = "glmlike"
-        fields[_ORIGIN] = getattr(config, _ORIGIN, None)
+        fields |= {name: getattr(config, name) for name in _UNSAVED if hasattr(config, name)}
     fields.pop("transformers_version", None)
     native: GlmLikeConfig = GlmLikeConfig.from_dict(fields)
     native.name_or_path = config.name_or_path
@@ -289,7 +300,8 @@ def _fold_rope(rope_parameters: _RopeDict | None, kwargs: _RopeDict) -> _RopeDic
     return rope
 
 
-_ORIGIN = "_origin_format"
+_ORIGIN, _DROPPED_ROWS = "_origin_format", "_dropped_rows"
+_UNSAVED = (_ORIGIN, _DROPPED_ROWS)  # where the weights were read from
 _SPEC_FIELDS = (
     *("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads"),
     *("num_key_value_heads", "head_dim", "max_position_embeddings", "rms_norm_eps", "tie_word_embeddings"),

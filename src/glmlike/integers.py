@@ -1,4 +1,4 @@
-"""Integer weights of the pre-quantized ChatGLM and GLM-130B releases: int8, or int4 two to a byte, a scale a row.
+"""Integer weights of the pre-quantized ChatGLM and GLM-130B releases: int8, or int4 two a byte, and a scale a row.
 
 Source: quantization.py of the ChatGLM repositories; quantization/functional.py of THUDM/GLM-130B.
 """
@@ -26,9 +26,13 @@ def pack_int4(weight: Tensor) -> Tensor:
 
 
 def dequantize(weight: Tensor, scale: Tensor, bits: int, dtype: torch.dtype) -> Tensor:
-    """[O, I] in ``dtype`` of int8 rows [O, I] (``bits=8``) or [O, I/2] (``bits=4``) and their scales [O].
+    """[..., O, I] in ``dtype`` of int8 rows [..., O, I] (``bits=8``) or [..., O, I/2] (``bits=4``) and scales [..., O].
 
-    The product is taken in the scale's own dtype, as the originals' kernels do, and cast afterwards.
+    The product is exact for half-precision scales (8 + 11 bits fit in float32) and rounded once, to ``dtype``. For a
+    float16 scale and ``dtype`` that is what the originals' CUDA kernels compute, for float32 what their CPU kernels do.
     """
+    import torch
+
     rows = unpack_int4(weight) if bits == 4 else weight
-    return (rows.to(scale.dtype) * scale[:, None]).to(dtype)
+    wide = dtype if dtype == scale.dtype else torch.promote_types(scale.dtype, torch.float32)
+    return (rows.to(wide) * scale.to(wide)[..., None]).to(dtype)

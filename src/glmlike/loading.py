@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pickle import UnpicklingError
 from typing import Any
@@ -13,8 +13,10 @@ from transformers.configuration_utils import PreTrainedConfig
 from transformers.modeling_utils import PreTrainedModel
 from transformers.utils import logging
 
+from glmlike import hub_json
 from glmlike.configuration import GlmLikeConfig, as_native
 from glmlike.errors import CheckpointError, ConfigError, conversion_failures
+from glmlike.quantization import GlmIntConfig
 
 logger = logging.get_logger(__name__)
 
@@ -41,6 +43,81 @@ def resolve_config(where: Any, config: Any, generation: str | None, kwargs: dict
             "of all heads, and would not fit the heads of one process. Load it on one process."
         )
     return config
+
+
+_key_mappings: list[Callable[[int], dict[str, str]]] = []
+
+
+def use_key_mapping(make: Callable[[int], dict[str, str]]) -> None:
+    """Take what ``from_pretrained`` needs as ``key_mapping`` from ``make(dropped_rows)``.
+
+    The registration hands it over: foreign names are the checkpoint room's, which the model does not import.
+    """
+    _key_mappings[:] = [make]
+
+
+def resolve_files(where: Any, config: Any, kwargs: dict[str, Any]) -> Any:
+    """The config to load with (None: transformers reads it), and in ``kwargs`` what its files need beyond it.
+
+    Raises:
+        ConfigError: a quantization is asked for that does not go with the integers of the files.
+    """
+    asked = kwargs.get("quantization_config")
+    hub = {name: kwargs[name] for name in _HUB_ARGUMENTS if name in kwargs}
+    fields: Mapping[str, Any] = {}
+    if isinstance(config, GlmLikeConfig):
+        fields = {"quantization_config": dict(getattr(config, "quantization_config", None) or {})}
+        dropped = config.dropped_rows
+    elif where is not None or config is not None:
+        fields, _ = GlmLikeConfig.get_config_dict(config or where, **hub)
+        dropped = hub_json.dropped_rows(fields)
+    else:
+        return config
+    for make in _key_mappings if dropped else ():
+        kwargs["key_mapping"] = {**make(dropped), **(kwargs.get("key_mapping") or {})}
+    bits = hub_json.integer_bits(fields, str(where))
+    if isinstance(asked, dict) and asked.get("quant_method") == hub_json.INTEGER_METHOD:
+        asked = GlmIntConfig(**asked)
+    if isinstance(asked, GlmIntConfig):
+        del kwargs["quantization_config"]
+        if not isinstance(config, GlmLikeConfig):
+            config = GlmLikeConfig.from_pretrained(config or where, **hub)
+        config.quantization_config = _complete(asked, bits, fields, where)
+    elif asked is not None and bits is not None:
+        raise ConfigError(
+            f"{where}: config.json says that its weights are quantized already ({bits} bits), and "
+            f"{type(asked).__name__} quantizes floats. First run `glmlike convert {where} DST --to glmlike`, which "
+            "makes floats of them, then load DST with it."
+        )
+    return config
+
+
+def _complete(asked: GlmIntConfig, bits: int | None, fields: Mapping[str, Any], where: Any) -> dict[str, Any]:
+    """The config that was asked for, with the width that config.json says."""
+    if asked.bits is not None and bits is not None and asked.bits != bits:
+        raise ConfigError(f"{where}: GlmIntConfig(bits={asked.bits}), but config.json says {bits}. Leave bits out.")
+    if fields.get("quantization_config") and bits is None:
+        raise ConfigError(
+            f"{where}: config.json has the quantization_config of another method than {hub_json.INTEGER_METHOD!r}. "
+            "Load it without GlmIntConfig."
+        )
+    if asked.bits is None and bits is None:
+        raise ConfigError(
+            f"{where}: GlmIntConfig without bits, and config.json does not say them either. If the files hold "
+            "integers, pass bits=4 or bits=8; floats need no GlmIntConfig."
+        )
+    return dict(GlmIntConfig(bits=bits or asked.bits, dequantize=asked.dequantize))
+
+
+def require_integers_declared(info: dict[str, Any], where: str) -> None:
+    """No scales of integers were left over: a config that does not speak of integers had them read as floats."""
+    scales = sorted(key for key in info["unexpected_keys"] if key.endswith(".weight_scale"))
+    if scales:
+        raise CheckpointError(
+            f"{where}: {len(scales)} tensors of its files are scales of integer weights (first: {scales[0]!r}), but "
+            'config.json has no "quantization_bit". Add the one of the original repository (4 or 8), or pass '
+            "quantization_config=GlmIntConfig(bits=…)."
+        )
 
 
 @contextmanager

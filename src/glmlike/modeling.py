@@ -36,7 +36,15 @@ from glmlike.configuration import ChatGLMConfig, GlmLikeConfig, as_native
 from glmlike.errors import ConfigError
 from glmlike.feed_forward import GlmLikeMLP
 from glmlike.generation import InfillingGenerationMixin
-from glmlike.loading import one_sentence, require_decoder, require_shapes, resolve_config, warn_about_cpu_float16
+from glmlike.loading import (
+    one_sentence,
+    require_decoder,
+    require_integers_declared,
+    require_shapes,
+    resolve_config,
+    resolve_files,
+    warn_about_cpu_float16,
+)
 from glmlike.norms import build_norm
 from glmlike.packing import Samples, require_kernel, require_packable
 from glmlike.prefix import (
@@ -108,8 +116,9 @@ class GlmLikePreTrainedModel(PreTrainedModel):
 
     ``from_pretrained`` takes a folder or Hub id in any known format (glmlike, glm-10b, chatglm-6b, chatglm, glm, glm4,
     llama, qwen2), and every argument transformers knows; ``generation="chatglm2"`` (or ``"chatglm3"``) answers what
-    ``rope_ratio`` means in the one case where no config field does. ``save_pretrained`` writes native names and a
-    ``glmlike`` config, whatever was loaded: what was read from fused matrices, then quantized, reloads exactly.
+    ``rope_ratio`` means in the one case where no config field does. Pre-quantized ChatGLM folders become floats, or
+    stay integers with ``quantization_config=GlmIntConfig(dequantize=False)``. ``save_pretrained`` writes native names
+    and a ``glmlike`` config, whatever was loaded: what was read from fused matrices, then quantized, reloads exactly.
     """
 
     config: GlmLikeConfig
@@ -155,6 +164,7 @@ class GlmLikePreTrainedModel(PreTrainedModel):
                 "there with quantization_config=GgufConfig(dequantize=True), save_pretrained, and load the new folder."
             )
         config = resolve_config(pretrained_model_name_or_path, config, generation, kwargs)
+        config = resolve_files(pretrained_model_name_or_path, config, kwargs)
         return_info = kwargs.pop("output_loading_info", False)
         reinitialize = kwargs.pop("ignore_mismatched_sizes", False)
         where = "state_dict" if pretrained_model_name_or_path is None else str(pretrained_model_name_or_path)
@@ -168,6 +178,7 @@ class GlmLikePreTrainedModel(PreTrainedModel):
                 **kwargs,
             )
         settle_prefix(model, info, where, reinitialize=reinitialize)
+        require_integers_declared(info, where)
         if not reinitialize:
             require_shapes(info, where)
         if kwargs.get("state_dict") is None:  # tensors handed over are the caller's own choice, files are not

@@ -65,8 +65,8 @@ def _register_configs() -> None:
 def _register_models() -> None:
     from transformers.models.auto import modeling_auto
 
-    from glmlike import modeling
-    from glmlike.checkpoint import on_the_fly
+    from glmlike import loading, modeling
+    from glmlike.checkpoint import on_the_fly, quantizer
     from glmlike.configuration import ChatGLMConfig, GlmLikeConfig
 
     _publish(GlmLikeConfig, ChatGLMConfig)
@@ -85,6 +85,8 @@ def _register_models() -> None:
             auto.register(config, getattr(modeling, name), exist_ok=True)
             _publish(getattr(modeling, name))
     on_the_fly.register()
+    loading.use_key_mapping(on_the_fly.key_mapping)
+    quantizer.register()
 
 
 def _register_pipeline() -> None:

@@ -7,7 +7,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from glmlike.checkpoint.layouts import Fused, Layout, PerHead, Repeated, Same, same_bits
+from glmlike.checkpoint.layouts import Cropped, Fused, Layout, PerHead, Repeated, Same, same_bits
 from glmlike.errors import CheckpointError
 
 DTYPES = st.sampled_from([torch.float32, torch.float16, torch.bfloat16, torch.float64, torch.int8])
@@ -73,3 +73,17 @@ def test_a_fused_tensor_of_other_rows_is_refused() -> None:
 def test_copies_that_differ_are_refused() -> None:
     with pytest.raises(CheckpointError, match="2 different tensors"):
         Repeated(2).to_native([torch.zeros(2), torch.ones(2)])
+
+
+def test_cropping_keeps_the_last_rows_and_has_no_way_back() -> None:
+    whole = torch.arange(10.0).reshape(5, 2)
+    layout = Cropped(dropped=2, rows=3)
+    (kept,) = layout.to_native([whole])
+    assert torch.equal(kept, whole[2:])
+    assert kept.untyped_storage().data_ptr() == whole.untyped_storage().data_ptr()
+    assert layout.foreign_shapes([(3, 2)]) == [(5, 2)]
+    assert torch.equal(layout.to_native([whole[:, 0]])[0], whole[2:, 0])  # the scales of integer rows
+    with pytest.raises(CheckpointError, match=r"found 3 rows, expected 2 to drop \+ 3 = 5"):
+        layout.to_native([kept])
+    with pytest.raises(CheckpointError, match="2 rows that stood before these 3 were dropped .* 5 rows cannot be"):
+        layout.to_foreign([kept])

@@ -12,8 +12,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from glmlike.checkpoint.formats import TABLES, FormatTable
+from glmlike.checkpoint.formats import TABLES, FormatTable, table_of
+from glmlike.checkpoint.headers import require_shapes
 from glmlike.checkpoint.layouts import same_bits
+from glmlike.checkpoint.quantized import SCALE, find_integers, with_integers
 from glmlike.checkpoint.rules import Rule, by_native, require_exact
 from glmlike.checkpoint.shards import (
     Checkpoint,
@@ -24,8 +26,19 @@ from glmlike.checkpoint.shards import (
     write_shards,
 )
 from glmlike.errors import CheckpointError, ConfigError
-from glmlike.hub_json import FORMATS, Format, Generation, carried_fields, read_spec, write_config
+from glmlike.hub_json import (
+    FORMATS,
+    INTEGER_METHOD,
+    Format,
+    Generation,
+    carried_fields,
+    dropped_rows,
+    integer_bits,
+    read_spec,
+    write_config,
+)
 from glmlike.hub_json import detect as detect_config
+from glmlike.integers import dequantize
 from glmlike.spec import DecoderSpec
 
 if TYPE_CHECKING:
@@ -42,23 +55,62 @@ _COMPANIONS = (
 
 @dataclass(frozen=True)
 class Detection:
-    """What a folder is: its format, its decoder, its config.json and its (unread) tensors."""
+    """What a folder is: its format, its decoder, its config.json and its (unread) tensors.
+
+    ``integers`` are the matrices that its files hold as integers of ``bits`` bits with row scales.
+    """
 
     folder: Path
     format: Format
     spec: DecoderSpec
     config: dict[str, Any]
     checkpoint: Checkpoint
+    bits: int | None = None
+    integers: frozenset[str] = frozenset()
 
     @property
     def table(self) -> FormatTable:
         """The table of the folder's format."""
-        return TABLES[self.format]
+        return table_of(self.format, dropped_rows(self.config))
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What of the folder does not travel as it stands: integers, a wish to quantize, rows of image tokens."""
+        found = []
+        if self.integers:
+            read = f"read as int x scale in {self._dtype_name}"
+            found.append(f"{len(self.integers)} matrices of {self.bits}-bit integers, {read}")
+        elif self.bits is not None:
+            found.append(f"quantization_bit={self.bits}, but every matrix is of floats: read as they are")
+        if rows := dropped_rows(self.config):
+            found.append(f"v1.0: rows :{rows} of embedding and head (image tokens) are dropped, ids are v1.1's")
+        return tuple(found)
+
+    @property
+    def _dtype_name(self) -> str:
+        """What integers are read as: the dtype of config.json, else float16, which every pre-quantized release has."""
+        name = str(self.config.get("dtype") or self.config.get("torch_dtype") or "float16").removeprefix("torch.")
+        if name not in ("float16", "bfloat16", "float32", "float64"):
+            raise ConfigError(f"{self.folder / 'config.json'}: torch_dtype={name!r}: expected one such as 'float16'.")
+        return name
+
+    def read(self, name: str) -> Tensor:
+        """One foreign tensor, dequantized where it is of integers."""
+        tensor = self.checkpoint.read(name)
+        if name not in self.integers or self.bits is None:
+            return tensor
+        import torch
+
+        dtype = getattr(torch, self._dtype_name)
+        return dequantize(tensor, self.checkpoint.read(name + SCALE), self.bits, dtype)
 
 
 @dataclass(frozen=True)
 class ConversionReport:
-    """What a conversion did: both ends, the tensors and bytes written, the declared drops, and the seconds it took."""
+    """What a conversion did: both ends, the tensors and bytes written, the declared drops, and the seconds it took.
+
+    ``notes`` say what was not carried over bit for bit: see :attr:`Detection.notes`.
+    """
 
     source: Path
     destination: Path
@@ -67,6 +119,7 @@ class ConversionReport:
     tensors: int
     bytes: int
     dropped: tuple[str, ...]
+    notes: tuple[str, ...]
     seconds: float
 
 
@@ -83,11 +136,16 @@ def detect(folder: str | Path, *, generation: Generation | None = None) -> Detec
     fmt = detect_config(checkpoint_config, where)
     spec = read_spec(checkpoint_config, where, generation=generation)
     checkpoint = _whole_names(open_checkpoint(folder), TABLES[fmt])
+    bits = integer_bits(checkpoint_config, where)
     if spec.prefix_length and not any("prefix_encoder." in name for name in checkpoint.tensors):
         logger.warning("%s: pre_seq_len=%d, but the files hold no prefix: read without one.", where, spec.prefix_length)
         spec = spec.replace(prefix_length=0, prefix_projection=False)
-    found = Detection(folder, fmt, spec, checkpoint_config, checkpoint)
-    _check_names_and_shapes(found)
+    shapes = table_of(fmt, dropped_rows(checkpoint_config)).foreign_shapes(spec)
+    integers = find_integers(checkpoint.tensors, shapes, bits, str(folder))
+    found = Detection(folder, fmt, spec, checkpoint_config, checkpoint, bits, integers)
+    expected = with_integers(shapes, integers, bits or 8)
+    require_exact(expected, checkpoint.tensors.keys() - _set_aside(found), str(folder))
+    require_shapes(expected, checkpoint.tensors)
     return found
 
 
@@ -99,18 +157,6 @@ def _whole_names(checkpoint: Checkpoint, table: FormatTable) -> Checkpoint:
     """The checkpoint under its format's full names: files of a bare decoder leave the prefix of all names out."""
     left_out = table.prefix and not any(name.startswith(table.prefix) for name in checkpoint.tensors)
     return checkpoint.under(table.prefix) if left_out else checkpoint
-
-
-def _check_names_and_shapes(found: Detection) -> None:
-    expected = found.table.foreign_shapes(found.spec)
-    tensors = found.checkpoint.tensors
-    require_exact(expected, tensors.keys() - _set_aside(found), str(found.folder))
-    for name, shape in expected.items():
-        if tensors[name].shape != shape:
-            raise CheckpointError(
-                f"{tensors[name].file}: {name!r} has shape {list(tensors[name].shape)}, but config.json asks for "
-                f"{list(shape)}. Weights and config are of different models; use those that belong together."
-            )
 
 
 def _set_aside(found: Detection) -> set[str]:
@@ -129,6 +175,10 @@ def convert(
 ) -> ConversionReport:
     """Write the checkpoint in ``src`` to the new folder ``dst`` in the format ``to``, every number kept bit for bit.
 
+    Integers of a pre-quantized ``src`` become floats, since no target format has them: each is int x scale, an exact
+    product rounded once to the dtype of config.json. Of ChatGLM-6B v1.0, the rows of image tokens are left out. The
+    report's ``notes`` say so.
+
     config.json is written for the target; tokenizer, generation config, chat template, licence and card are copied;
     code files are not. ``dst`` appears whole or not at all. ``generation`` is that of :func:`detect`.
 
@@ -142,7 +192,7 @@ def convert(
         raise ConfigError(f"to={to!r}: expected one of {', '.join(FORMATS)}.")
     limit = parse_size(max_shard_size)
     source = detect(src, generation=generation)
-    config = {**_undefaulted_tokens(to), **carried_fields(source.config), **write_config(source.spec, to)}
+    config = {**_undefaulted_tokens(to), **_carried(source), **write_config(source.spec, to)}
     target = Path(dst)
     with whole_folder(target, source.folder) as partial:
         index = write_shards(partial, _foreign_tensors(source, TABLES[to]), limit)
@@ -156,8 +206,17 @@ def convert(
         tensors=len(index["weight_map"]),
         bytes=index["metadata"]["total_size"],
         dropped=tuple(sorted(_set_aside(source))),
+        notes=source.notes,
         seconds=time.perf_counter() - started,
     )
+
+
+def _carried(source: Detection) -> dict[str, Any]:
+    """The fields that travel; what says that matrices are integers does not, since they no longer are."""
+    fields = carried_fields(source.config)
+    if (fields.get("quantization_config") or {}).get("quant_method") == INTEGER_METHOD:
+        del fields["quantization_config"]
+    return fields
 
 
 def _undefaulted_tokens(to: Format) -> dict[str, None]:
@@ -178,7 +237,7 @@ def native_tensors(found: Detection) -> Iterator[tuple[str, Tensor]]:
 
 def _to_native(found: Detection, step: Rule) -> list[Tensor]:
     try:
-        return step.layout.to_native([found.checkpoint.read(name) for name in step.foreign])
+        return step.layout.to_native([found.read(name) for name in step.foreign])
     except CheckpointError as error:
         raise CheckpointError(f"{found.folder}: {step.foreign[0]!r}: {error}.") from None
 

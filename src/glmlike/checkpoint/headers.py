@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -114,3 +115,17 @@ def _check_layout(infos: list[TensorInfo], path: Path, data_start: int, data_siz
             f"{path}: its header describes {position - data_start} bytes of tensors, the file has {data_size}: "
             "truncated or damaged. Download it again."
         )
+
+
+def require_shapes(expected: Mapping[str, tuple[int, ...]], found: Mapping[str, TensorInfo]) -> None:
+    """Every tensor of both mappings has the expected shape.
+
+    Raises:
+        CheckpointError: the first that has another, with both shapes.
+    """
+    for name, shape in expected.items():
+        if name in found and found[name].shape != shape:
+            raise CheckpointError(
+                f"{found[name].file}: {name!r} has shape {list(found[name].shape)}, but config.json asks for "
+                f"{list(shape)}. Weights and config are of different models; use those that belong together."
+            )

@@ -141,3 +141,34 @@ class Repeated:
 
     def foreign_shapes(self, native: Sequence[Shape]) -> list[Shape]:
         return list(native) * self.foreigns
+
+
+@dataclass(frozen=True)
+class Cropped:
+    """One foreign tensor is one native tensor below ``dropped`` rows that the decoder has no use for.
+
+    A layout with one direction: the dropped rows are not kept anywhere, so there is no way back.
+    """
+
+    dropped: int
+    rows: int
+    natives = 1
+    foreigns = 1
+
+    def to_native(self, foreign: Sequence[Tensor]) -> list[Tensor]:
+        (whole,) = foreign
+        if whole.shape[0] != self.dropped + self.rows:
+            raise CheckpointError(
+                f"found {whole.shape[0]} rows, expected {self.dropped} to drop + {self.rows} = "
+                f"{self.dropped + self.rows}"
+            )
+        return [whole[self.dropped :]]
+
+    def to_foreign(self, native: Sequence[Tensor]) -> list[Tensor]:
+        raise CheckpointError(
+            f"the {self.dropped} rows that stood before these {self.rows} were dropped when they were read; a file "
+            f"with {self.dropped + self.rows} rows cannot be written"
+        )
+
+    def foreign_shapes(self, native: Sequence[Shape]) -> list[Shape]:
+        return [(self.dropped + shape[0], *shape[1:]) for shape in native]

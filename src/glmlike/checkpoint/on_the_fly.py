@@ -15,8 +15,9 @@ from typing import Any
 from transformers.conversion_mapping import register_checkpoint_conversion_mapping
 from transformers.core_model_loading import ConversionOps, WeightConverter, WeightRenaming
 
-from glmlike.checkpoint.formats import TABLES
-from glmlike.checkpoint.rules import Rule
+from glmlike.checkpoint.formats import TABLES, table_of
+from glmlike.checkpoint.layouts import Cropped, Layout
+from glmlike.checkpoint.rules import Rule, scales_of
 from glmlike.errors import CheckpointError, conversion_failures
 from glmlike.hub_json import Format, cannot_express
 from glmlike.spec import DecoderSpec
@@ -27,12 +28,30 @@ def register() -> None:
     register_checkpoint_conversion_mapping("glmlike", mapping(), overwrite=True)
 
 
+_DROPPING = "dropping_rows."
+_WHERE_ROWS_ARE_DROPPED = {r"^(transformer\.word_embeddings|lm_head)\.(?=weight)": rf"{_DROPPING}\1."}
+
+
+def key_mapping(dropped_rows: int) -> dict[str, str]:
+    """What ``from_pretrained`` needs as ``key_mapping`` for files whose tables begin with ``dropped_rows``.
+
+    ``lm_head.weight`` has its native name in every format, so that only such files can say that its rows are dropped.
+    """
+    return dict(_WHERE_ROWS_ARE_DROPPED) if dropped_rows else {}
+
+
+def loading_name(foreign: str, layout: Layout) -> str:
+    """The name that ``key_mapping`` gives a foreign tensor; its own, where no rows are dropped."""
+    return _DROPPING + foreign if isinstance(layout, Cropped) else foreign
+
+
 def mapping() -> list[Any]:
     """Every rule of every format whose two sides differ, as a WeightRenaming or a WeightConverter."""
     users: dict[tuple[tuple[str, ...], tuple[str, ...]], list[Format]] = {}
-    for name, rule in _rules():
-        if rule.native != rule.foreign:
-            users.setdefault((rule.native, tuple(map(_bare, rule.foreign))), []).append(name)
+    for name, rule in _with_scales(_rules()):
+        sides = _sides(rule)
+        if sides[0] != sides[1]:
+            users.setdefault(sides, []).append(name)
     return [_compile(tuple(dict.fromkeys(names)), *sides) for sides, names in users.items()]
 
 
@@ -54,7 +73,19 @@ def _rules() -> Iterator[tuple[Format, Rule]]:
     yield from (("chatglm", rule) for rule in TABLES["chatglm"].table(_TINY.replace(**_PREFIX)))
     for name, kind in (("chatglm-6b", {**_CHATGLM_6B, **_PREFIX}), ("glm-10b", _GLM_10B)):
         yield from ((name, rule) for rule in TABLES[name].table(_TINY.replace(**kind)))
+    first_release = table_of("chatglm-6b", dropped_rows=1).table(_TINY.replace(**_CHATGLM_6B))
+    yield from (("chatglm-6b", rule) for rule in first_release if isinstance(rule.layout, Cropped))
 
+
+def _with_scales(rules: Iterator[tuple[Format, Rule]]) -> Iterator[tuple[Format, Rule]]:
+    """The rules, and those of the scales where a format has releases with integer matrices."""
+    for name, rule in rules:
+        yield name, rule
+        if name in ("chatglm-6b", "chatglm") and all(native.endswith(_MATRICES) for native in rule.native):
+            yield name, scales_of(rule)
+
+
+_MATRICES = ("_proj.weight", "embed_tokens.weight", "lm_head.weight")
 
 _TINY = DecoderSpec(
     vocab_size=8,
@@ -90,14 +121,15 @@ _CHATGLM_6B = {
 
 
 def _compile(fmts: tuple[Format, ...], native: tuple[str, ...], foreign: tuple[str, ...]) -> Any:
-    sources = [_source(name) for name in foreign]
+    dropping = foreign[0].startswith(_DROPPING)
+    sources = [source_pattern(name) for name in foreign]
     targets = [name.replace("{layer}", r"\1") for name in native]
-    if len(sources) == len(targets) == 1:
+    if len(sources) == len(targets) == 1 and not dropping:
         return WeightRenaming(sources[0], targets[0])
     return WeightConverter(sources, targets, [ApplyLayout(fmts, native, foreign)])
 
 
-def _source(name: str) -> str:
+def source_pattern(name: str) -> str:
     """A foreign name as an anchored pattern; files of a bare decoder leave the leading ``model.`` out."""
     pattern = re.escape(name).replace(r"\{layer\}", r"(\d+)")
     if name.startswith("model."):
@@ -131,10 +163,11 @@ class ApplyLayout(ConversionOps):
         tensors = [found[0] if isinstance(found, list) else found for found in input_dict.values()]
         prefix, layer = self._place(kwargs["full_layer_name"])
         try:
-            parts = self._layout(kwargs["config"].spec).to_native(tensors)
+            parts = self._layout(kwargs["config"]).to_native(tensors)
         except CheckpointError as error:
+            name = self.foreign[0].removeprefix(_DROPPING).format(layer=layer)
             message = (
-                f"{self.foreign[0].format(layer=layer)}: {error}. Either config.json is another model's, or the tensor "
+                f"{name}: {error}. Either config.json is another model's, or the tensor "
                 "was sharded while it was read, which a fused matrix does not survive: run `glmlike convert SRC DST "
                 "--to glmlike` and load DST."
             )
@@ -151,15 +184,22 @@ class ApplyLayout(ConversionOps):
         raise NotImplementedError("glmlike writes foreign formats with glmlike.convert, not through save_pretrained.")
 
     def _place(self, first: str) -> tuple[str, str]:
-        """What stands before ``layers.`` in the first native name, and the layer's number."""
+        """What stands before the first native name without its ``model.``, and the layer's number if it has one."""
         relative = re.escape(self.native[0].removeprefix("model.")).replace(r"\{layer\}", r"(\d+)")
         match = re.fullmatch(f"(.*?){relative}", first)
         if match is None:
             raise CheckpointError(f"{first}: expected a name like {self.native[0]}.")
-        return match[1], match[2]
+        return match[1], match[2] if match.re.groups > 1 else ""
 
-    def _layout(self, spec: DecoderSpec) -> Any:
+    def _layout(self, config: Any) -> Layout:
+        spec: DecoderSpec = config.spec
         fmt = next((fmt for fmt in self.fmts if not cannot_express(spec, fmt)), self.fmts[0])
-        rules = TABLES[fmt].table(spec if fmt == "glm-10b" else spec.replace(tie_word_embeddings=False))
+        table = table_of(fmt, config.dropped_rows)
+        rules = table.table(spec if fmt == "glm-10b" else spec.replace(tie_word_embeddings=False))
         sides = (self.native, self.foreign)
-        return next(rule.layout for rule in rules if (rule.native, tuple(map(_bare, rule.foreign))) == sides)
+        return next(rule.layout for _, rule in _with_scales((fmt, rule) for rule in rules) if _sides(rule) == sides)
+
+
+def _sides(rule: Rule) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """The two sides of a rule under the names that loading has for them."""
+    return rule.native, tuple(loading_name(_bare(name), rule.layout) for name in rule.foreign)

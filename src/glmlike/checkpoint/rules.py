@@ -50,6 +50,12 @@ def same(native: str, foreign: str) -> Rule:
     return Rule((native,), (foreign,))
 
 
+def scales_of(rule: Rule) -> Rule:
+    """The rule of the row scales beside integer matrices: a scale for each row, so the layout of the rows is theirs."""
+    native, foreign = (tuple(f"{name}_scale" for name in names) for names in (rule.native, rule.foreign))
+    return Rule(native, foreign, rule.layout)
+
+
 def plan(table: Sequence[Rule], ranges: Mapping[str, range]) -> Iterator[Rule]:
     """Every rule of ``table`` with its placeholders filled from ``ranges``: fully named steps."""
     for rule in table:

@@ -66,7 +66,7 @@ def open_checkpoint(folder: Path) -> Checkpoint:
         raise CheckpointError(f"{folder}: not a folder. Pass the folder that holds config.json and the weights.")
     for single in _SINGLES:
         if (folder / single).exists():
-            return Checkpoint(folder, (folder / single,), _names(folder / single))
+            return Checkpoint(folder, (folder / single,), tensors_of(folder / single))
     for index in _INDICES:
         if (folder / index).exists():
             return _open_indexed(folder, folder / index)
@@ -98,7 +98,7 @@ def open_file(path: Path) -> Checkpoint:
     """
     if not path.is_file():
         raise CheckpointError(f"{path}: not there. Download this file.")
-    return Checkpoint(path.parent, (path,), _names(path))
+    return Checkpoint(path.parent, (path,), tensors_of(path))
 
 
 def _open_indexed(folder: Path, index: Path) -> Checkpoint:
@@ -110,7 +110,7 @@ def _open_indexed(folder: Path, index: Path) -> Checkpoint:
         if not path.exists():
             raise CheckpointError(f"{path}: missing, but {index.name} names it. Download this file.")
         files.append(path)
-        found = _names(path)
+        found = tensors_of(path)
         twice = sorted(tensors.keys() & found.keys())
         if twice:
             raise CheckpointError(f"{path}: holds {twice[0]!r}, which {tensors[twice[0]].file.name} holds as well.")
@@ -142,7 +142,8 @@ def _safe_name(name: str, index: Path) -> str:
     return name
 
 
-def _names(path: Path) -> dict[str, TensorInfo]:
+def tensors_of(path: Path) -> dict[str, TensorInfo]:
+    """Every tensor of one .safetensors or .bin file, by name, none of them read."""
     if path.suffix == ".safetensors":
         return read_header(path)
     refuse_lfs_pointer(path)

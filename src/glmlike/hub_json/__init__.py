@@ -12,8 +12,8 @@ from typing import Any, cast
 from glmlike.errors import CannotExpressError, ConfigError, SpecError
 from glmlike.hub_json import chatglm, early, llama_style
 from glmlike.hub_json.chatglm import CHATGLM_FIELDS, rope_ratio_is_ambiguous
-from glmlike.hub_json.early import token_ids
-from glmlike.hub_json.fields import FORMATS, Config, Format, Generation, head_dim
+from glmlike.hub_json.early import dropped_rows, token_ids
+from glmlike.hub_json.fields import FORMATS, INTEGER_METHOD, Config, Format, Generation, head_dim, integer_bits
 from glmlike.spec import DecoderSpec
 
 __all__ = [
@@ -21,13 +21,16 @@ __all__ = [
     "CHATGLM_FIELDS",
     "FORMATS",
     "FUSED_FORMATS",
+    "INTEGER_METHOD",
     "Config",
     "Format",
     "Generation",
     "cannot_express",
     "carried_fields",
     "detect",
+    "dropped_rows",
     "head_dim",
+    "integer_bits",
     "read_spec",
     "rope_ratio_is_ambiguous",
     "token_ids",

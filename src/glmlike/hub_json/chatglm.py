@@ -14,11 +14,11 @@ from glmlike.hub_json.fields import (
     Format,
     Generation,
     agree,
+    integer_bits,
     need,
     number,
     or_default,
     read_prefix,
-    refuse_unread,
     write_prefix,
 )
 from glmlike.spec import DecoderSpec, freeze_rope
@@ -30,7 +30,8 @@ CHATGLM_FIELDS = frozenset(
         *("layernorm_epsilon", "rmsnorm", "post_layer_norm", "apply_residual_connection_post_layernorm"),
         *("add_bias_linear", "add_qkv_bias", "interleaved_qkv", "rotary_percent", "original_rope", "rope_ratio"),
         *("apply_query_key_layer_scaling", "attention_softmax_in_fp32", "fp32_residual_connection"),
-        *("bias_dropout_fusion", "hidden_dropout", "quantization_bit", "pre_seq_len", "prefix_projection"),
+        *("bias_dropout_fusion", "hidden_dropout", "quantization_bit", "quantization_embeddings"),
+        *("pre_seq_len", "prefix_projection"),
         *("generation", "auto_map", "architectures", "model_type", "transformers_version", "tie_word_embeddings"),
     }
 )
@@ -70,7 +71,7 @@ def read(config: Config, where: str, generation: Generation | None) -> DecoderSp
                 f"{where}: {name}={config[name]!r}; every published checkpoint has {expected!r} and nothing else is "
                 "supported. Correct the config or convert the checkpoint with its own tools first."
             )
-    refuse_unread(config, where)
+    integer_bits(config, where)
     ratio = number(config.get("rope_ratio") or 1, "rope_ratio", where)
     theta = 10_000.0
     scaling: dict[str, Any] = {"rope_type": "default"}

@@ -16,10 +16,10 @@ from glmlike.hub_json.fields import (
     Config,
     Generation,
     agree,
+    integer_bits,
     need,
     or_default,
     read_prefix,
-    refuse_unread,
     write_prefix,
 )
 from glmlike.spec import DecoderSpec
@@ -71,9 +71,28 @@ def _glm_tokens(config: Config) -> dict[str, int]:
     return _BERT if rows == 30_592 else {}
 
 
+# The first release of ChatGLM-6B (v1.0, March 2023) began its vocabulary with 20000 image tokens. They were removed in
+# April: rows 20000: of both tables stayed, and every id is 20000 less (ChatGLM-6B: UPDATE.md).
+_FIRST_VOCABULARY, _IMAGE_TOKENS = 150_528, 20_000
+_V1_1_TOKENS: dict[str, int] = {
+    "mask_token_id": 130_000,
+    "gmask_token_id": 130_001,
+    "smask_token_id": 130_002,
+    "sop_token_id": 130_004,
+    "bos_token_id": 130_004,
+    "eos_token_id": 130_005,
+    "pad_token_id": 3,
+}
+
+
 def is_chatglm_6b(config: Config) -> bool:
     """Whether a config is ChatGLM-6B's."""
     return config.get("model_type") == "chatglm" and ("position_encoding_2d" in config or "inner_hidden_size" in config)
+
+
+def dropped_rows(config: Config) -> int:
+    """How many rows of image tokens the tables of a ChatGLM-6B's files begin with: 20000 in v1.0, 0 since."""
+    return _IMAGE_TOKENS if is_chatglm_6b(config) and config.get("vocab_size") == _FIRST_VOCABULARY else 0
 
 
 def is_glm_10b(config: Config) -> bool:
@@ -84,21 +103,18 @@ def is_glm_10b(config: Config) -> bool:
 
 def read_chatglm_6b(config: Config, where: str, _: Generation | None) -> DecoderSpec:
     """The decoder of a ChatGLM-6B config."""
-    refuse_unread(config, where)
+    integer_bits(config, where)
     if not or_default(config.get("position_encoding_2d"), True):
         raise ConfigError(
             f"{where}: position_encoding_2d=false: every published ChatGLM-6B has it. Correct the config."
-        )
-    if config.get("vocab_size") == 150_528:
-        raise ConfigError(
-            f"{where}: vocab_size=150528: the first release of ChatGLM-6B, whose 20000 image tokens were later "
-            "removed. This version reads v1.1 (130528); load that."
         )
     heads, hidden = need(config, "num_attention_heads", where), need(config, "hidden_size", where)
     num_layers = agree(config, ("num_layers", "num_hidden_layers"), where)
     layers = num_layers if isinstance(num_layers, int) and num_layers > 0 else 1  # the spec refuses anything else
     return DecoderSpec(
-        vocab_size=need(config, "vocab_size", where),
+        vocab_size=_FIRST_VOCABULARY - dropped_rows(config)
+        if dropped_rows(config)
+        else need(config, "vocab_size", where),
         hidden_size=hidden,
         intermediate_size=or_default(
             config.get("inner_hidden_size"), 4 * hidden if isinstance(hidden, int) else hidden
@@ -198,6 +214,8 @@ def token_ids(config: Config) -> dict[str, Any]:
         return {**_glm_tokens(config), **_said(config)}
     if not is_chatglm_6b(config):
         return {}
+    if dropped_rows(config):
+        return dict(_V1_1_TOKENS)  # with v1.1's rows go v1.1's ids; those in the file are of the old vocabulary
     smask = {"smask_token_id": 130_002} if config.get("vocab_size") == 130_528 else {}
     start = {} if config.get("bos_token_id") is None else {"sop_token_id": config["bos_token_id"]}
     return {**smask, **start, **_said(config)}

@@ -63,13 +63,6 @@ def or_default(value: Any, default: Any) -> Any:
     return default if value is None else value
 
 
-def refuse_unread(config: Config, where: str) -> None:
-    """Raise ConfigError for contents of ChatGLM repositories that no decoder here has a place for."""
-    for name, what in (("quantization_bit", "pre-quantized weights"),):
-        if config.get(name):
-            raise ConfigError(f"{where}: {name}={config[name]!r}: {what}, which this version does not read.")
-
-
 def read_prefix(config: Config) -> dict[str, Any]:
     """The P-tuning prefix of a ChatGLM config; without ``pre_seq_len`` the original code looks at nothing else."""
     length = or_default(config.get("pre_seq_len"), 0)
@@ -80,3 +73,35 @@ def read_prefix(config: Config) -> dict[str, Any]:
 def write_prefix(length: int, projection: bool) -> dict[str, Any]:
     """The fields that :func:`read_prefix` reads; none without a prefix."""
     return {"pre_seq_len": length, "prefix_projection": projection} if length else {}
+
+
+INTEGER_METHOD = "glm_int"
+"""``quant_method`` of a ``quantization_config`` for the integers of the pre-quantized ChatGLM releases."""
+
+
+def integer_bits(config: Config, where: str) -> int | None:
+    """The width of the integers that ``config`` says its matrices are stored in: 4 or 8; None: it says nothing.
+
+    It says so with ``quantization_bit`` (published repositories) or with our ``quantization_config``. Whether the files
+    hold integers is another question: ChatGLM-6B repositories were also published with floats and a
+    ``quantization_bit``, which their code then applies after loading.
+
+    Raises:
+        ConfigError: another width, or ``quantization_bit`` beside the ``quantization_config`` of another method.
+    """
+    other = config.get("quantization_config") or {}
+    ours = isinstance(other, Mapping) and other.get("quant_method") == INTEGER_METHOD
+    bits = config.get("quantization_bit") or (other.get("bits") if ours else None)
+    if not bits:
+        return None
+    if type(bits) is not int or bits not in (4, 8):
+        raise ConfigError(
+            f"{where}: quantization_bit={bits!r}: expected 4 or 8 (the published widths), or none where weights are "
+            "floats. Correct config.json."
+        )
+    if other and not ours:
+        raise ConfigError(
+            f"{where}: quantization_bit={bits} beside a 'quantization_config': weights are quantized one way or the "
+            "other. Remove the one that does not describe the files."
+        )
+    return bits

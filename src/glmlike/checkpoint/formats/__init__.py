@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 from glmlike.checkpoint.formats import chatglm1, chatglm2, glm, glm4, glm10b, glmlike, llama, qwen2
 from glmlike.checkpoint.native import native_shapes
@@ -57,6 +58,13 @@ class FormatTable:
         rules = self.table(spec)
         (embedding,) = (rule.foreign[0] for rule in rules if rule.native == ("model.embed_tokens.weight",))
         return dict.fromkeys(("lm_head.weight", self.prefix + "lm_head.weight"), embedding)
+
+
+def table_of(fmt: Format, dropped_rows: int = 0) -> FormatTable:
+    """The table of a format's files; those of ChatGLM-6B v1.0 have ``dropped_rows`` before the vocabulary."""
+    if not dropped_rows:
+        return TABLES[fmt]
+    return FormatTable("chatglm-6b", partial(chatglm1.table, dropped_rows=dropped_rows), chatglm1.DROPPED)
 
 
 TABLES: dict[Format, FormatTable] = {

@@ -1,11 +1,12 @@
 """ChatGLM-6B as published with remote code: ``query_key_value`` head by head, biases everywhere, an own head.
 
-Names are those of the published modeling_chatglm.py. Its class ``GLU`` has no gate: ``dense_h_to_4h`` is the up matrix.
+Names are those of the published modeling_chatglm.py; v1.0's tables begin with rows of image tokens. Its class
+``GLU`` has no gate: ``dense_h_to_4h`` is the up matrix.
 """
 
 from __future__ import annotations
 
-from glmlike.checkpoint.layouts import Layout, PerHead
+from glmlike.checkpoint.layouts import Cropped, Layout, PerHead, Same
 from glmlike.checkpoint.native import LAYER, PREFIX_ENCODER, prefix_shapes
 from glmlike.checkpoint.rules import Rule, same
 from glmlike.spec import DecoderSpec
@@ -14,11 +15,12 @@ from glmlike.spec import DecoderSpec
 DROPPED = ("transformer.layers.{layer}.attention.rotary_emb.inv_freq",)
 
 
-def table(spec: DecoderSpec) -> list[Rule]:
-    """The rows of the remote-code layout."""
+def table(spec: DecoderSpec, dropped_rows: int = 0) -> list[Rule]:
+    """The rows of the remote-code layout; ``dropped_rows`` image tokens (v1.0: 20000) precede each vocabulary."""
+    rows: Layout = Cropped(dropped_rows, spec.vocab_size) if dropped_rows else Same()
     return [
-        same("model.embed_tokens.weight", "transformer.word_embeddings.weight"),
-        same("lm_head.weight", "lm_head.weight"),
+        Rule(("model.embed_tokens.weight",), ("transformer.word_embeddings.weight",), rows),
+        Rule(("lm_head.weight",), ("lm_head.weight",), rows),
         *layers("transformer.", PerHead(spec.num_attention_heads, spec.head_dim)),
         *(same(PREFIX_ENCODER + name, f"transformer.prefix_encoder.{name}") for name in prefix_shapes(spec)),
     ]
