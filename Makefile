@@ -9,8 +9,9 @@ TRANSFORMERS ?= transformers==5.24.0
 OLDEST_TRANSFORMERS ?= transformers==5.16.0
 # What must hold on the oldest transformers: the modelling, configuration and loading of every format.
 OLDEST_TESTS := $(addprefix tests/,test_spec.py test_configuration.py test_registration.py test_renamed.py test_exactness.py \
-    test_golden.py test_generation.py test_prefix.py test_loading.py test_contracts.py test_chat.py test_tiny.py test_ecosystem.py \
-    checkpoint)
+    test_golden.py test_generation.py test_prefix.py test_packing.py test_infilling_generation.py test_tables.py infilling \
+    test_prefix_encoder.py test_ptuning.py test_integers.py test_quantization.py test_first_release.py test_sat.py \
+    test_loading.py test_contracts.py test_chat.py test_tiny.py test_ecosystem.py checkpoint)
 BIN := $(VENV)/bin
 
 .PHONY: demo test test-fast test-oldest conformance lint types format benchmarks wheel install clean
