@@ -13,8 +13,17 @@ from typing import TYPE_CHECKING, Any
 
 from glmlike.checkpoint.formats import TABLES, FormatTable
 from glmlike.checkpoint.layouts import same_bits
+from glmlike.checkpoint import sat
+from glmlike.checkpoint.ranks import is_ranked, write_ranks
 from glmlike.checkpoint.rules import Rule, by_native, require_exact
-from glmlike.checkpoint.shards import Checkpoint, open_checkpoint, parse_size, whole_folder, write_shards
+from glmlike.checkpoint.shards import (
+    Checkpoint,
+    open_checkpoint,
+    parse_size,
+    read_object,
+    whole_folder,
+    write_shards,
+)
 from glmlike.errors import CheckpointError, ConfigError
 from glmlike.hub_json import FORMATS, Format, Generation, carried_fields, read_spec, write_config
 from glmlike.hub_json import detect as detect_config
@@ -22,6 +31,8 @@ from glmlike.spec import DecoderSpec
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+_SHARD_SIZE = "5GB"
 
 # What belongs to a model besides config.json and weights, and travels with it. Never code.
 _COMPANIONS = (
@@ -32,13 +43,14 @@ _COMPANIONS = (
 
 @dataclass(frozen=True)
 class Detection:
-    """What a folder is: its format, its decoder, its config.json and its (unread) tensors."""
+    """What a folder is: its format, its decoder, its config and its (unread) tensors; ``said_by`` says the decoder."""
 
     folder: Path
     format: Format
     spec: DecoderSpec
     config: dict[str, Any]
     checkpoint: Checkpoint
+    said_by: str = "config.json"
 
     @property
     def table(self) -> FormatTable:
@@ -60,45 +72,51 @@ class ConversionReport:
     seconds: float
 
 
-def detect(folder: str | Path, *, generation: Generation | None = None) -> Detection:
+def detect(
+    folder: str | Path, *, generation: Generation | None = None, spec: str | DecoderSpec | None = None
+) -> Detection:
     """What ``folder`` holds, from the fields of its config.json, checked against every tensor's name and shape.
 
+    GLM-130B's folders (``latest`` and rank files) have no config.json: their ``model_config.json`` says the decoder, or
+    ``spec``, a name of :mod:`glmlike.published` or a DecoderSpec, or else the shapes. Where a config.json is, ``spec``
+    must agree with it.
+
     Raises:
-        ConfigError: config.json is absent, unreadable or of no known format.
+        ConfigError: config.json is absent, unreadable or of no known format, or contradicts ``spec``.
         CheckpointError: the weights are damaged, or are not what config.json describes.
     """
     folder = Path(folder)
-    checkpoint_config = _read_config(folder)
-    where = str(folder / "config.json")
-    fmt = detect_config(checkpoint_config, where)
-    spec = read_spec(checkpoint_config, where, generation=generation)
-    found = Detection(folder, fmt, spec, checkpoint_config, open_checkpoint(folder))
+    if not (folder / "config.json").exists() and is_ranked(folder):
+        decoder, config, said_by, checkpoint = sat.open_folder(folder, spec)
+        found = Detection(folder, "glm-130b", decoder, config, checkpoint, said_by)
+    else:
+        found = _detect_by_config(folder, generation)
+        sat.require_agreement(found.spec, spec, folder / "config.json")
     _check_names_and_shapes(found)
     return found
 
 
-def _read_config(folder: Path) -> dict[str, Any]:
+def _detect_by_config(folder: Path, generation: Generation | None) -> Detection:
     path = folder / "config.json"
-    try:
-        config = json.loads(path.read_text(encoding="utf8"))
-    except FileNotFoundError:
-        raise ConfigError(f"{path}: not there. Pass a checkpoint's folder, with its config.json.") from None
-    except (ValueError, RecursionError) as error:
-        raise ConfigError(f"{path}: not valid JSON ({error}). Download it again.") from None
-    if not isinstance(config, dict):
-        raise ConfigError(f"{path}: holds {type(config).__name__}, expected an object. Download it again.")
-    return config
+    if not path.exists():
+        raise ConfigError(
+            f"{path}: not there. Pass a checkpoint's folder, with its config.json (GLM-130B's have 'latest' instead)."
+        )
+    config = read_object(path)
+    fmt = detect_config(config, str(path))
+    spec = read_spec(config, str(path), generation=generation)
+    return Detection(folder, fmt, spec, config, open_checkpoint(folder))
 
 
 def _check_names_and_shapes(found: Detection) -> None:
     expected = found.table.foreign_shapes(found.spec)
     tensors = found.checkpoint.tensors
-    require_exact(expected, tensors.keys() - _set_aside(found), str(found.folder))
+    require_exact(expected, tensors.keys() - _set_aside(found), str(found.folder), found.said_by)
     for name, shape in expected.items():
         if tensors[name].shape != shape:
             raise CheckpointError(
-                f"{tensors[name].file}: {name!r} has shape {list(tensors[name].shape)}, but config.json asks for "
-                f"{list(shape)}. Weights and config are of different models; use those that belong together."
+                f"{tensors[name].file}: {name!r} has shape {list(tensors[name].shape)}, but {found.said_by} "
+                f"asks for {list(shape)}. Weights and config are of different models; use those that belong together."
             )
 
 
@@ -114,39 +132,68 @@ def convert(
     *,
     to: Format,
     generation: Generation | None = None,
-    max_shard_size: str | int = "5GB",
+    spec: str | DecoderSpec | None = None,
+    max_shard_size: str | int = _SHARD_SIZE,
+    tensor_parallel: int | None = None,
 ) -> ConversionReport:
     """Write the checkpoint in ``src`` to the new folder ``dst`` in the format ``to``, every number kept bit for bit.
 
     config.json is written for the target; tokenizer, generation config, chat template, licence and card are copied;
-    code files are not. ``dst`` appears whole or not at all. ``generation`` is that of :func:`detect`.
+    code files are not. ``dst`` appears whole or not at all. ``generation`` and ``spec`` are those of :func:`detect`.
+    ``to="glm-130b"`` writes ``model_config.json`` and ``tensor_parallel`` rank files (default 1), each of which is held
+    in memory while it is written; integers (int8, int4) become floating point, as in every conversion.
 
     Raises:
         ConfigError, CheckpointError: ``src`` cannot be read as what it says it is.
         CannotExpressError: ``to`` has no way to say this decoder.
-        GlmLikeError: ``to`` or ``max_shard_size`` is not one.
+        GlmLikeError: ``to``, ``max_shard_size`` or ``tensor_parallel`` is not one, or is of the other kind of files.
     """
     started = time.perf_counter()
     if to not in FORMATS:
         raise ConfigError(f"to={to!r}: expected one of {', '.join(FORMATS)}.")
     limit = parse_size(max_shard_size)
-    source = detect(src, generation=generation)
+    _require_its_own_options(to, max_shard_size, tensor_parallel)
+    source = detect(src, generation=generation, spec=spec)
     config = {**_undefaulted_tokens(to), **carried_fields(source.config), **write_config(source.spec, to)}
+    ranks = 1 if tensor_parallel is None else tensor_parallel
+    if TABLES[to].splits:
+        sat.require_divisible(source.spec, ranks)
+        config["model_parallel_size"] = ranks
     target = Path(dst)
     with whole_folder(target, source.folder) as partial:
-        index = write_shards(partial, _foreign_tensors(source, TABLES[to]), limit)
-        (partial / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf8")
+        tensors, size = _write_weights(partial, source, TABLES[to], limit, ranks)
+        name = sat.ARGUMENTS if TABLES[to].splits else "config.json"
+        (partial / name).write_text(json.dumps(config, indent=2) + "\n", encoding="utf8")
         _copy_companions(source.folder, partial)
     return ConversionReport(
         source=source.folder,
         destination=target,
         source_format=source.format,
         target_format=to,
-        tensors=len(index["weight_map"]),
-        bytes=index["metadata"]["total_size"],
+        tensors=tensors,
+        bytes=size,
         dropped=tuple(sorted(_set_aside(source))),
         seconds=time.perf_counter() - started,
     )
+
+
+def _require_its_own_options(to: Format, max_shard_size: str | int, tensor_parallel: int | None) -> None:
+    if not TABLES[to].splits and tensor_parallel is not None:
+        raise ConfigError(
+            f"tensor_parallel={tensor_parallel!r} with to={to!r}: only 'glm-130b' has rank files. Drop it."
+        )
+    if TABLES[to].splits and max_shard_size != _SHARD_SIZE:
+        raise ConfigError(
+            f"max_shard_size={max_shard_size!r} with to={to!r}: it has one file a rank. Pass tensor_parallel instead."
+        )
+
+
+def _write_weights(folder: Path, source: Detection, table: FormatTable, limit: int, ranks: int) -> tuple[int, int]:
+    """Write every tensor of the target format; the number of tensors and bytes written."""
+    if table.splits:
+        return write_ranks(folder, lambda: _foreign_tensors(source, table), table.split_of, ranks)
+    index = write_shards(folder, _foreign_tensors(source, table), limit)
+    return len(index["weight_map"]), index["metadata"]["total_size"]
 
 
 def _undefaulted_tokens(to: Format) -> dict[str, None]:
@@ -209,9 +256,11 @@ def _copy_companions(source: Path, target: Path) -> None:
             shutil.copyfile(path, target / path.name)
 
 
-def fingerprint(folder: str | Path, *, generation: Generation | None = None) -> dict[str, str]:
+def fingerprint(
+    folder: str | Path, *, generation: Generation | None = None, spec: str | DecoderSpec | None = None
+) -> dict[str, str]:
     """The sha256 of every native tensor of a folder of any format, with dtype and shape: equal means the same model."""
-    found = detect(folder, generation=generation)
+    found = detect(folder, generation=generation, spec=spec)
     return {name: _hash(tensor) for name, tensor in native_tensors(found)}
 
 
@@ -223,7 +272,13 @@ def _hash(tensor: Tensor) -> str:
     return digest.hexdigest()
 
 
-def verify(left: str | Path, right: str | Path, *, generation: Generation | None = None) -> int:
+def verify(
+    left: str | Path,
+    right: str | Path,
+    *,
+    generation: Generation | None = None,
+    spec: str | DecoderSpec | None = None,
+) -> int:
     """Two folders, of the same or of different formats, hold the same decoder and the same numbers.
 
     Returns the number of native tensors compared.
@@ -231,10 +286,11 @@ def verify(left: str | Path, right: str | Path, *, generation: Generation | None
     Raises:
         CheckpointError: the first difference, in the spec or in a tensor.
     """
-    specs = detect(left, generation=generation).spec.differences(detect(right, generation=generation).spec)
+    mine_is, theirs_is = (detect(folder, generation=generation, spec=spec) for folder in (left, right))
+    specs = mine_is.spec.differences(theirs_is.spec)
     if specs:
         raise CheckpointError(f"{left} and {right} describe different decoders: {specs}.")
-    mine, theirs = fingerprint(left, generation=generation), fingerprint(right, generation=generation)
+    mine, theirs = ({name: _hash(tensor) for name, tensor in native_tensors(is_)} for is_ in (mine_is, theirs_is))
     require_exact(mine, theirs, str(right))
     for name, digest in mine.items():
         if theirs[name] != digest:

@@ -16,7 +16,7 @@ from pickle import UnpicklingError
 from typing import TYPE_CHECKING, Any
 
 from glmlike.checkpoint.headers import TensorInfo, read_header, refuse_lfs_pointer
-from glmlike.errors import CheckpointError, GlmLikeError
+from glmlike.errors import CheckpointError, ConfigError, GlmLikeError
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -142,6 +142,21 @@ def _open(path: Path) -> Any:
     return found
 
 
+def read_object(path: Path) -> dict[str, Any]:
+    """The JSON object in a file that is there.
+
+    Raises:
+        ConfigError: not valid JSON, or not an object.
+    """
+    try:
+        found = json.loads(path.read_text(encoding="utf8"))
+    except (ValueError, RecursionError) as error:
+        raise ConfigError(f"{path}: not valid JSON ({error}). Download it again.") from None
+    if not isinstance(found, dict):
+        raise ConfigError(f"{path}: holds {type(found).__name__}, expected an object. Download it again.")
+    return found
+
+
 def _is_zip(path: Path) -> bool:
     with path.open("rb") as file:
         return file.read(2) == b"PK"
@@ -225,7 +240,7 @@ def whole_folder(destination: Path, source: Path) -> Iterator[Path]:
     partial.mkdir()
     try:
         yield partial
-        for path in partial.iterdir():
+        for path in filter(Path.is_file, partial.rglob("*")):
             with path.open("rb") as file:
                 os.fsync(file.fileno())
         if target.exists():
