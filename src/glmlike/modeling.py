@@ -37,11 +37,19 @@ from glmlike.chat import ChatMixin
 from glmlike.configuration import ChatGLMConfig, GlmLikeConfig, as_native
 from glmlike.errors import ConfigError
 from glmlike.feed_forward import GlmLikeMLP
-from glmlike.loading import one_sentence, require_decoder, require_shapes, resolve_config, warn_about_cpu_float16
+from glmlike.loading import (
+    one_sentence,
+    open_folder,
+    require_decoder,
+    require_shapes,
+    resolve_config,
+    warn_about_cpu_float16,
+)
 from glmlike.norms import build_norm
 from glmlike.prefix import additive, context_blocks, infilling_positions, refuse_flash, refuse_paged
 from glmlike.renamed import CACHE, takes_cache
 from glmlike.rotary import GlmLikeRotaryEmbedding
+from glmlike.spec import DecoderSpec
 
 
 class GlmLikeDecoderLayer(GradientCheckpointingLayer):
@@ -97,9 +105,11 @@ class GlmLikeDecoderLayer(GradientCheckpointingLayer):
 class GlmLikePreTrainedModel(PreTrainedModel):
     """What all heads share: loading from any known format, saving in the native one.
 
-    ``from_pretrained`` takes a folder or Hub id in any known format (glmlike, glm-10b, chatglm-6b, chatglm, glm, glm4,
-    llama, qwen2), and every argument transformers knows; ``generation="chatglm2"`` (or ``"chatglm3"``) answers what
-    ``rope_ratio`` means in the one case where no config field does. ``save_pretrained`` writes native names and a
+    ``from_pretrained`` takes a folder or Hub id in any known format (glmlike, glm-10b, glm-130b, chatglm-6b, chatglm,
+    glm, glm4, llama, qwen2), and every argument transformers knows; ``generation="chatglm2"`` (or ``"chatglm3"``)
+    answers what ``rope_ratio`` means in the one case where no config field does. GLM-130B's folders of rank files have
+    no config.json; ``spec`` (a name such as ``"glm-130b"``, or a DecoderSpec) says their decoder where they have no
+    ``model_config.json`` either and their shapes leave it open. ``save_pretrained`` writes native names and a
     ``glmlike`` config, whatever was loaded: what was read from fused matrices, then quantized, reloads exactly.
     """
 
@@ -131,6 +141,7 @@ class GlmLikePreTrainedModel(PreTrainedModel):
         *model_args: Any,
         config: PreTrainedConfig | str | PathLike[str] | None = None,
         generation: str | None = None,
+        spec: str | DecoderSpec | None = None,
         **kwargs: Any,
     ) -> Any:
         """A model from any known format, on the fly; see the class for what is accepted.
@@ -145,10 +156,13 @@ class GlmLikePreTrainedModel(PreTrainedModel):
                 f"{kwargs['gguf_file']}: GGUF is read by transformers' own class of the architecture in it. Load it "
                 "there with quantization_config=GgufConfig(dequantize=True), save_pretrained, and load the new folder."
             )
+        where = "state_dict" if pretrained_model_name_or_path is None else str(pretrained_model_name_or_path)
+        opened = open_folder(pretrained_model_name_or_path, config, spec, kwargs)
+        if opened is not None:
+            pretrained_model_name_or_path, config, kwargs["state_dict"] = None, *opened
         config = resolve_config(pretrained_model_name_or_path, config, generation, kwargs)
         return_info = kwargs.pop("output_loading_info", False)
         reinitialize = kwargs.pop("ignore_mismatched_sizes", False)
-        where = "state_dict" if pretrained_model_name_or_path is None else str(pretrained_model_name_or_path)
         with one_sentence(where):
             model, info = super().from_pretrained(
                 pretrained_model_name_or_path,
@@ -160,7 +174,9 @@ class GlmLikePreTrainedModel(PreTrainedModel):
             )
         if not reinitialize:
             require_shapes(info, where)
-        if kwargs.get("state_dict") is None:  # tensors handed over are the caller's own choice, files are not
+        if opened is not None:
+            model.config.name_or_path = model.name_or_path = where
+        if opened is not None or kwargs.get("state_dict") is None:  # tensors handed over are the caller's own choice
             require_decoder(model, info, where)
         warn_about_cpu_float16(model, where)
         return (model, info) if return_info else model

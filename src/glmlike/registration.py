@@ -64,7 +64,7 @@ def _register_configs() -> None:
 def _register_models() -> None:
     from transformers.models.auto import modeling_auto
 
-    from glmlike import modeling
+    from glmlike import loading, modeling
     from glmlike.checkpoint import on_the_fly
     from glmlike.configuration import ChatGLMConfig, GlmLikeConfig
 
@@ -84,6 +84,7 @@ def _register_models() -> None:
             auto.register(config, getattr(modeling, name), exist_ok=True)
             _publish(getattr(modeling, name))
     on_the_fly.register()
+    loading.folder_readers["glm-130b"] = on_the_fly.open_folder
 
 
 def _publish(*classes: type) -> None:

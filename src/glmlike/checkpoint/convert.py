@@ -11,9 +11,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from glmlike.checkpoint import sat
 from glmlike.checkpoint.formats import TABLES, FormatTable
 from glmlike.checkpoint.layouts import same_bits
-from glmlike.checkpoint import sat
 from glmlike.checkpoint.ranks import is_ranked, write_ranks
 from glmlike.checkpoint.rules import Rule, by_native, require_exact
 from glmlike.checkpoint.shards import (
@@ -209,10 +209,15 @@ def native_tensors(found: Detection) -> Iterator[tuple[str, Tensor]]:
     """
     _check_copies(found)
     for step in found.table.steps(found.spec):
-        yield from zip(step.native, _to_native(found, step), strict=True)
+        yield from zip(step.native, to_native(found, step), strict=True)
 
 
-def _to_native(found: Detection, step: Rule) -> list[Tensor]:
+def to_native(found: Detection, step: Rule) -> list[Tensor]:
+    """The native tensors of one step of a folder's plan.
+
+    Raises:
+        CheckpointError: the layout contradicts itself; the message names the tensor.
+    """
     try:
         return step.layout.to_native([found.checkpoint.read(name) for name in step.foreign])
     except CheckpointError as error:
@@ -238,7 +243,7 @@ def _foreign_tensors(source: Detection, target: FormatTable) -> Iterator[tuple[s
         for name in step.native:
             if name not in ready:
                 maker = makers[name]
-                ready.update(zip(maker.native, _to_native(source, maker), strict=True))
+                ready.update(zip(maker.native, to_native(source, maker), strict=True))
         yield from zip(step.foreign, step.layout.to_foreign([ready.pop(name) for name in step.native]), strict=True)
 
 

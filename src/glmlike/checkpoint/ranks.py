@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from pickle import UnpicklingError
-from typing import TYPE_CHECKING, Any, Optional
+from typing import TYPE_CHECKING, Any
 
 from glmlike.checkpoint.headers import TensorInfo, refuse_lfs_pointer
 from glmlike.checkpoint.layouts import Shape
@@ -25,7 +25,7 @@ from glmlike.integers import dequantize
 if TYPE_CHECKING:
     from torch import Tensor
 
-SplitOf = Callable[[str], Optional[Split]]
+SplitOf = Callable[[str], Split | None]
 SCALE = "_scale"
 """What follows a quantized tensor's name in the name of its scales (THUDM/GLM-130B: tools/convert_tp.py)."""
 
@@ -203,7 +203,8 @@ def _infos(
             dtype, shape = f"int{bits}", (shape[0], shape[1] * 8 // (bits or 8))
         elif dtype not in _FLOATS:
             raise CheckpointError(
-                f"{path}: {name!r} is {dtype} without {name + SCALE!r}; expected floating point, or int8 with its scales."
+                f"{path}: {name!r} is {dtype} without {name + SCALE!r}; expected floating point, or int8 and "
+                "its scales."
             )
         try:
             split = split_of(name)

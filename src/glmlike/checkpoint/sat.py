@@ -46,7 +46,8 @@ def open_folder(
     spec, said_by = _settle(folder, arguments, given, shapes)
     checkpoint.require_equal_replicas()
     config = {"model_class": "GLM130B", "vocab_size": spec.vocab_size, **arguments}
-    return spec, {**config, "dtype": checkpoint.tensors[_EMBEDDING].dtype}, said_by, checkpoint
+    dtypes = (checkpoint.tensors[name].dtype for name in (_EMBEDDING, _NORM))
+    return spec, {**config, "dtype": next(dtype for dtype in dtypes if "float" in dtype)}, said_by, checkpoint
 
 
 def require_agreement(found: DecoderSpec, given: str | DecoderSpec | None, where: Path) -> None:
@@ -156,8 +157,8 @@ def _spec_of_shapes(folder: Path, shapes: Shapes) -> DecoderSpec:
     inner = _need(shapes, _DOWN)[1]
     if _need(shapes, _UP_GATE)[0] != 2 * inner:
         raise ConfigError(
-            f"{folder}: dense_h_to_4h has {shapes[_UP_GATE][0]} rows for {inner} columns of dense_4h_to_h; GLM-130B has "
-            "two for each (a gate). This is another SwissArmyTransformer model."
+            f"{folder}: dense_h_to_4h has {shapes[_UP_GATE][0]} rows for {inner} columns of dense_4h_to_h; GLM-130B "
+            "has two for each (a gate). This is another SwissArmyTransformer model."
         )
     layers = 1 + max(int(name.split(".")[2]) for name in shapes if _is_layer(name))
     sizes = {"vocab_size": vocab, "hidden_size": hidden, "intermediate_size": inner, "num_hidden_layers": layers}

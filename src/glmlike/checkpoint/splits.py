@@ -23,10 +23,10 @@ class Split(Protocol):
         """The tensor, from the pieces in the order of their ranks."""
 
     def cut(self, whole: Tensor, ranks: int) -> list[Tensor]:
-        """The pieces, views where they can be; the inverse of ``join``. Raises CheckpointError if it does not divide."""
+        """The pieces, views where they can be; the inverse of ``join``. CheckpointError if it does not divide."""
 
     def whole_shape(self, piece: Shape, ranks: int) -> Shape:
-        """The shape of what ``ranks`` pieces of this shape join to. Raises CheckpointError if no rank holds such one."""
+        """The shape of what ``ranks`` pieces of this shape join to. Raises CheckpointError if none can."""
 
 
 @dataclass(frozen=True)
