@@ -104,6 +104,11 @@ def _detect_by_config(folder: Path, generation: Generation | None) -> Detection:
         )
     config = read_object(path)
     fmt = detect_config(config, str(path))
+    if TABLES[fmt].splits:
+        raise ConfigError(
+            f"{path}: holds the launch arguments of rank files. Name it {sat.ARGUMENTS}, beside 'latest' and the folder "
+            "of the rank files."
+        )
     spec = read_spec(config, str(path), generation=generation)
     return Detection(folder, fmt, spec, config, open_checkpoint(folder))
 
