@@ -44,8 +44,13 @@ def test_named_decoder_is_what_the_published_config_says(name: str, shared: Path
 def test_glm_130b_is_what_its_launch_script_says() -> None:
     """configs/model_glm_130b.sh of THUDM/GLM-130B; there is no config.json."""
     arguments = {
-        **{"num_layers": 70, "hidden_size": 12_288, "inner_hidden_size": 32_768, "vocab_size": 150_528},
-        **{"num_attention_heads": 96, "max_sequence_length": 2048, "layernorm_order": "post"},
+        "num_layers": 70,
+        "hidden_size": 12_288,
+        "inner_hidden_size": 32_768,
+        "vocab_size": 150_528,
+        "num_attention_heads": 96,
+        "max_sequence_length": 2048,
+        "layernorm_order": "post",
     }
     assert detect(arguments) == PUBLISHED["glm-130b"].format
     spec = PUBLISHED["glm-130b"].spec

@@ -44,6 +44,8 @@ def open_folder(
     _require_every_rank(checkpoint, shapes)
     arguments = _arguments(folder)
     spec, said_by = _settle(folder, arguments, given, shapes)
+    if given is None and _has_unrounded_angles(checkpoint):
+        spec = spec.replace(rotary_precision="float32")
     checkpoint.require_equal_replicas()
     config = {"model_class": "GLM130B", "vocab_size": spec.vocab_size, **arguments}
     dtypes = (checkpoint.tensors[name].dtype for name in (_EMBEDDING, _NORM))
@@ -107,6 +109,17 @@ def _require_every_rank(checkpoint: RankedCheckpoint, shapes: Shapes) -> None:
             f"were cut for {expected * ranks / found:g} ranks. Download every mp_rank_XX_model_states.pt, and keep "
             "those of one parallel degree."
         )
+
+
+def _has_unrounded_angles(checkpoint: RankedCheckpoint) -> bool:
+    """Whether SAT's own copy of the angles, which it computes anew, shows that it no longer rounds them to float16.
+
+    The SAT that GLM-130B pins rounds them before anything else; later ones only where the whole model is float16.
+    """
+    if _ANGLES[1] not in checkpoint.tensors:
+        return False
+    angles = checkpoint.read(_ANGLES[1])
+    return bool((angles.half().to(angles.dtype) != angles).any())
 
 
 def _arguments(folder: Path) -> dict[str, Any]:

@@ -3,8 +3,7 @@
 Field names are SAT's arguments (configs/model_glm_130b.sh of THUDM/GLM-130B; sat/training/model_io.py writes them).
 Facts that no field states, from sat/model/official/glm130B_model.py: LayerNorm, the residual factor
 ``sqrt(2 * layers)``, GEGLU, a tied head, one-dimensional rotary positions over the whole head. The SAT that GLM-130B
-pins rounds the inverse frequencies to float16; SAT since May 2023 does not, so a model trained with that one needs a
-spec that says so.
+pins rounds the inverse frequencies to float16; SAT since May 2023 does not in a float32 model, which no argument says.
 """
 
 from __future__ import annotations
