@@ -1,8 +1,8 @@
 """Run by tests/test_sat_library.py in a Python that has SwissArmyTransformer: its GLM130B writes a folder and logits.
 
-GLM130B in SAT 0.4.12 wants a CUDA device by number, halves its attention probabilities whatever the model's dtype, and is
-given its bool mask as numbers, which torch refuses. Here the device is the CPU, the halving is left out, and the mask is
-bool again. Nothing else of it is changed.
+GLM130B in SAT 0.4.12 wants a CUDA device by number, halves its attention probabilities whatever the model's dtype, and
+is given its bool mask as numbers, which torch refuses. Here the device is the CPU, the halving is left out, and the
+mask is bool again. Nothing else of it is changed.
 """
 
 from __future__ import annotations

@@ -106,8 +106,8 @@ def _detect_by_config(folder: Path, generation: Generation | None) -> Detection:
     fmt = detect_config(config, str(path))
     if TABLES[fmt].splits:
         raise ConfigError(
-            f"{path}: holds the launch arguments of rank files. Name it {sat.ARGUMENTS}, beside 'latest' and the folder "
-            "of the rank files."
+            f"{path}: holds the launch arguments of rank files. Name it {sat.ARGUMENTS}, beside 'latest' and the "
+            "folder of the rank files."
         )
     spec = read_spec(config, str(path), generation=generation)
     return Detection(folder, fmt, spec, config, open_checkpoint(folder))

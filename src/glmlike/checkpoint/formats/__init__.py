@@ -59,7 +59,7 @@ class FormatTable:
         A tied head is not part of a tied model's file, but some tools write it all the same.
         """
         shared = {"lm_head.weight": "model.embed_tokens.weight"}
-        return shared if spec.tie_word_embeddings and self.name != "chatglm" else {}
+        return shared if spec.tie_word_embeddings and self.name not in ("chatglm", "glm-130b") else {}
 
 
 TABLES: dict[Format, FormatTable] = {
