@@ -105,7 +105,7 @@ FAMILY: dict[str, Format] = {
     "qwen2-sliding": "qwen2",
     "glm-10b": "glm-10b",
     "chatglm-6b": "chatglm-6b",
-    "glm-130b": "glmlike",
+    "glm-130b": "glm-130b",
     "infilling-recipe": "glmlike",
     "tied-recipe": "glmlike",
     "chatglm2-ptuned": "chatglm",

@@ -18,14 +18,15 @@ MAY: dict[str, set[str]] = {
     "spec": {"glmlike.errors"},
     "hub_json/fields": {"glmlike.errors"},
     "hub_json/early": {"glmlike.errors", "glmlike.hub_json.fields", "glmlike.spec"},
+    "hub_json/sat": {"glmlike.errors", "glmlike.hub_json.early", "glmlike.hub_json.fields", "glmlike.spec"},
     "hub_json/chatglm": {"glmlike.errors", "glmlike.hub_json.early", "glmlike.hub_json.fields", "glmlike.spec"},
     "hub_json/llama_style": {"glmlike.errors", "glmlike.hub_json.fields", "glmlike.spec"},
     "hub_json/__init__": {
         *("glmlike.errors", "glmlike.spec"),
         *("glmlike.hub_json.fields", "glmlike.hub_json.chatglm", "glmlike.hub_json.early"),
-        "glmlike.hub_json.llama_style",
+        *("glmlike.hub_json.llama_style", "glmlike.hub_json.sat"),
     },
-    "published": {"glmlike.hub_json", "glmlike.hub_json.early", "glmlike.spec"},
+    "published": {"glmlike.hub_json", "glmlike.hub_json.early", "glmlike.hub_json.sat", "glmlike.spec"},
     "configuration": {
         "glmlike",
         "glmlike.hub_json",
@@ -61,7 +62,8 @@ MAY: dict[str, set[str]] = {
         *("torch", "transformers"),
         *("glmlike.attention", "glmlike.chat", "glmlike.configuration", "glmlike.errors", "glmlike.feed_forward"),
         *("glmlike.loading", "glmlike.norms", "glmlike.packing", "glmlike.prefix", "glmlike.renamed"),
-        *("glmlike.generation", "glmlike.prefix_encoder", "glmlike.rotary", "glmlike.tables"),
+        *("glmlike.generation", "glmlike.prefix_encoder", "glmlike.rotary", "glmlike.spec"),
+        "glmlike.tables",
     },
     "generation": {
         *("torch", "transformers"),
@@ -92,14 +94,22 @@ MAY: dict[str, set[str]] = {
         *("glmlike.checkpoint.headers", "glmlike.checkpoint.on_the_fly", "glmlike.checkpoint.quantized"),
         "glmlike.checkpoint.shards",
     },
+    "checkpoint/splits": {"torch", "glmlike.errors", "glmlike.checkpoint.layouts"},
+    "checkpoint/lazy": {"torch"},
+    "checkpoint/ranks": {
+        *("torch", "glmlike.errors", "glmlike.integers", "glmlike.checkpoint.headers", "glmlike.checkpoint.layouts"),
+        *("glmlike.checkpoint.shards", "glmlike.checkpoint.splits"),
+    },
     "checkpoint/on_the_fly": {
         *("torch", "transformers", "glmlike.errors", "glmlike.spec", "glmlike.checkpoint.rules"),
+        *("glmlike.checkpoint.convert", "glmlike.checkpoint.lazy", "glmlike.checkpoint.native"),
+        "glmlike.checkpoint.ranks",
         *("glmlike.checkpoint.formats", "glmlike.checkpoint.layouts", "glmlike.hub_json"),
     },
 }
 FORMATS_MAY = {
     *("glmlike.spec", "glmlike.hub_json", "glmlike.checkpoint.rules", "glmlike.checkpoint.layouts"),
-    "glmlike.checkpoint.native",
+    *("glmlike.checkpoint.native", "glmlike.checkpoint.splits"),
 }
 
 

@@ -76,6 +76,28 @@ def test_convert_and_verify(capsys: pytest.CaptureFixture[str], golden: Path, tm
     assert "different decoders" in err
 
 
+def test_folders_of_rank_files(capsys: pytest.CaptureFixture[str], golden: Path, tmp_path: Path) -> None:
+    """GLM-130B: inspected, written with more ranks, compared; the decoder of a bare folder can be named."""
+    source = golden / "glm130b"
+    code, out, _ = run(capsys, "inspect", source, "--json")
+    facts = json.loads(out)
+    assert (code, facts["format"], facts["converts_to"]) == (0, "glm-130b", ["glmlike"])
+    assert facts["files"] == ["mp_rank_00_model_states.pt", "mp_rank_01_model_states.pt"]
+    options = ("--to", "glm-130b", "--tensor-parallel", "4", "--json")
+    code, out, _ = run(capsys, "convert", source, tmp_path / "four", *options)
+    assert (code, json.loads(out)["target_format"]) == (0, "glm-130b")
+    assert len(list((tmp_path / "four" / "1").iterdir())) == 4
+    code, out, _ = run(capsys, "verify", source, tmp_path / "four")
+    assert (code, out[:7]) == (0, "equal: ")
+    (tmp_path / "four" / "model_config.json").unlink()
+    code, _, err = run(capsys, "inspect", tmp_path / "four")
+    assert code == 2
+    assert "Pass spec=" in err
+    code, _, err = run(capsys, "inspect", tmp_path / "four", "--spec", "glm-130b")
+    assert code == 2
+    assert "spec='glm-130b' belongs to another model" in err
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

@@ -51,7 +51,7 @@ def test_every_format_reads_as_our_config(name: str, fmt: Any, tmp_path: Path) -
     generation = "chatglm2" if name == "chatglm2-32k" else None
     config = GlmLikeConfig.from_pretrained(tmp_path, generation=generation)
     assert config.spec == SPECS[name]
-    fused = fmt in ("glm-10b", "chatglm-6b", "chatglm", "glm", "glm4")
+    fused = fmt in ("glm-10b", "glm-130b", "chatglm-6b", "chatglm", "glm", "glm4")
     assert config.fused_format == (fmt if fused else None)
     saved = json.loads(config.to_json_string(use_diff=False))
     assert saved["model_type"] == config.model_type == "glmlike"

@@ -60,9 +60,9 @@ def random_specs(draw: st.DrawFn) -> DecoderSpec:
 
 @st.composite
 def random_infilling_specs(draw: st.DrawFn) -> DecoderSpec:
-    """Decoders of the GLM-10B and ChatGLM-6B kind, of any size their formats can say."""
+    """Decoders of the GLM-10B, ChatGLM-6B and GLM-130B kind, of any size their formats can say."""
     heads, head_dim = draw(st.integers(1, 4)), draw(st.sampled_from([4, 8, 12]))
-    name = draw(st.sampled_from(["glm-10b", "chatglm-6b"]))
+    name = draw(st.sampled_from(["glm-10b", "chatglm-6b", "glm-130b"]))
     hidden = heads * head_dim
     prefix = draw(st.sampled_from([0, 2])) if name == "chatglm-6b" else 0
     return SPECS[name].replace(

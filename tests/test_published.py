@@ -41,8 +41,26 @@ def test_named_decoder_is_what_the_published_config_says(name: str, shared: Path
     assert PUBLISHED[name].spec.differences(read_spec(config)) == {}
 
 
+def test_glm_130b_is_what_its_launch_script_says() -> None:
+    """configs/model_glm_130b.sh of THUDM/GLM-130B; there is no config.json."""
+    arguments = {
+        "num_layers": 70,
+        "hidden_size": 12_288,
+        "inner_hidden_size": 32_768,
+        "vocab_size": 150_528,
+        "num_attention_heads": 96,
+        "max_sequence_length": 2048,
+        "layernorm_order": "post",
+    }
+    assert detect(arguments) == PUBLISHED["glm-130b"].format
+    spec = PUBLISHED["glm-130b"].spec
+    assert read_spec(arguments) == spec
+    assert spec.residual_scale == 140**0.5
+    assert spec.num_parameters == 128_697_794_560  # the name rounds up
+
+
 def test_only_a_derived_entry_has_no_original_config() -> None:
-    assert set(PUBLISHED) - set(ORIGINALS) == {"chatglm3-6b-32k", "glm-4-9b-chat-hf"}
+    assert set(PUBLISHED) - set(ORIGINALS) == {"chatglm3-6b-32k", "glm-4-9b-chat-hf", "glm-130b"}
 
 
 def test_the_readme_holds_the_table_the_code_makes() -> None:

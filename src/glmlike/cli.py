@@ -24,7 +24,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
-_FORMATS = "glmlike, glm-10b, chatglm-6b, chatglm, glm, glm4, llama or qwen2"
+_FORMATS = "glmlike, glm-10b, glm-130b, chatglm-6b, chatglm, glm, glm4, llama or qwen2"
 Folder = Annotated[Path, typer.Argument(help="a checkpoint's folder, in any known format", show_default=False)]
 AsJson = Annotated[bool, typer.Option("--json", help="print JSON instead of a table")]
 # typer reads these annotations at run time, where Python 3.10 needs Optional.
@@ -33,6 +33,11 @@ GenerationOption = Annotated[
     typer.Option(
         "--generation", help="chatglm2 or chatglm3: what rope_ratio means, where no field of config.json says"
     ),
+]
+
+SpecOption = Annotated[
+    Optional[str],  # noqa: UP045
+    typer.Option("--spec", help="glm-130b: the decoder of rank files that have no model_config.json"),
 ]
 
 
@@ -74,21 +79,23 @@ def demo(
 
 
 @app.command()
-def inspect(folder: Folder, generation: GenerationOption = None, as_json: AsJson = False) -> None:
+def inspect(
+    folder: Folder, generation: GenerationOption = None, spec: SpecOption = None, as_json: AsJson = False
+) -> None:
     """What a folder holds: its format, its decoder, its tensors, and the formats it converts to."""
-    facts = _facts(folder, generation)
+    facts = _facts(folder, generation, spec)
     if as_json:
         print(json.dumps(facts, indent=2))
         return
     _print_table(str(folder), {name: _short(value) for name, value in facts.items() if name != "spec"} | facts["spec"])
 
 
-def _facts(folder: Path, generation: Any) -> dict[str, Any]:
+def _facts(folder: Path, generation: Any, spec: str | None) -> dict[str, Any]:
     from dataclasses import asdict
 
     from glmlike.hub_json import FORMATS, cannot_express
 
-    found = glmlike.detect(folder, generation=generation)
+    found = glmlike.detect(folder, generation=generation, spec=spec)
     tensors = found.checkpoint.tensors.values()
     return {
         "format": found.format,
@@ -108,12 +115,15 @@ def convert(
     destination: Annotated[Path, typer.Argument(metavar="DST", help="a new folder", show_default=False)],
     to: Annotated[
         str,
-        typer.Option(
-            "--to", help="glmlike, glm-10b, chatglm-6b, chatglm, glm, glm4, llama or qwen2", show_default=False
-        ),
+        typer.Option("--to", help=_FORMATS, show_default=False),
     ],
     generation: GenerationOption = None,
+    spec: SpecOption = None,
     max_shard_size: Annotated[str, typer.Option(help="the largest file to write")] = "5GB",
+    tensor_parallel: Annotated[
+        Optional[int],  # noqa: UP045
+        typer.Option(help="with --to glm-130b: the number of rank files to write", show_default="1"),
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Write SRC in another format to the new folder DST, every number kept bit for bit; DST appears whole or not.
@@ -123,7 +133,15 @@ def convert(
     from dataclasses import asdict
 
     report = asdict(
-        glmlike.convert(source, destination, to=to, generation=generation, max_shard_size=max_shard_size)  # type: ignore[arg-type]
+        glmlike.convert(
+            source,
+            destination,
+            to=to,  # type: ignore[arg-type]
+            generation=generation,  # type: ignore[arg-type]
+            spec=spec,
+            max_shard_size=max_shard_size,
+            tensor_parallel=tensor_parallel,
+        )
     )
     if as_json:
         print(json.dumps(report, indent=2, default=str))
@@ -132,9 +150,9 @@ def convert(
 
 
 @app.command()
-def verify(left: Folder, right: Folder, generation: GenerationOption = None) -> None:
+def verify(left: Folder, right: Folder, generation: GenerationOption = None, spec: SpecOption = None) -> None:
     """Check that two folders, of the same or of different formats, hold the same decoder and the same numbers."""
-    count = glmlike.verify(left, right, generation=generation)  # type: ignore[arg-type]
+    count = glmlike.verify(left, right, generation=generation, spec=spec)  # type: ignore[arg-type]
     print(f"equal: {count} tensors of {left} and {right} have the same dtype, shape and bytes")
 
 

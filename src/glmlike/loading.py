@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any
 
@@ -22,6 +23,56 @@ logger = logging.get_logger(__name__)
 
 _HUB_ARGUMENTS = ("cache_dir", "force_download", "local_files_only", "token", "revision", "proxies", "subfolder")
 _SHARDED_ARGUMENTS = ("distributed_config", "tp_plan", "tp_size")
+
+FolderReader = Callable[[Path, Any], "tuple[dict[str, Any], dict[str, Any]] | None"]
+folder_readers: dict[str, FolderReader] = {}
+"""Readers of folders that transformers cannot open, by format; registration fills it. Each takes a folder and ``spec``,
+and returns the fields of a GlmLikeConfig and the native tensors, made when they are indexed; None for other folders."""
+
+# Arguments that are fields of a config as well, and that transformers' loader takes itself.
+_LOADERS_OWN = ("dtype", "torch_dtype", "attn_implementation", "quantization_config")
+
+
+def open_folder(where: Any, config: Any, spec: Any, kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]] | None:
+    """The config and the tensors of a folder that transformers cannot open; None where it can.
+
+    A ``config`` object that is passed says the decoder as ``spec`` does. Arguments that are config fields
+    (``use_cache``, token ids) are taken out of ``kwargs`` and set.
+
+    Raises:
+        ConfigError: ``spec`` is passed for another folder, or an argument needs files that transformers opens.
+        GlmLikeError: what the reader found wrong with the folder.
+    """
+    folder = Path(where, kwargs.get("subfolder") or "") if where is not None and Path(where).is_dir() else None
+    passed = as_native(config) if isinstance(config, PreTrainedConfig) else None
+    said = passed.spec if spec is None and passed is not None else spec
+    found = next((f for read in folder_readers.values() if folder and (f := read(folder, said)) is not None), None)
+    if found is None:
+        if spec is not None:
+            raise ConfigError(f"{where}: spec= is for folders of rank files, which have no config.json. Leave it out.")
+        return None
+    _refuse_what_needs_files(where, kwargs)
+    fields, tensors = found
+    native = GlmLikeConfig.from_dict(fields) if passed is None else passed
+    native.dtype = native.dtype or getattr(torch, fields["dtype"])
+    kwargs.pop("subfolder", None)
+    for name in [name for name in kwargs if name not in _LOADERS_OWN and hasattr(native, name)]:
+        setattr(native, name, kwargs.pop(name))
+    return native, tensors
+
+
+def _refuse_what_needs_files(where: Any, kwargs: dict[str, Any]) -> None:
+    sharded = next((name for name in _SHARDED_ARGUMENTS if kwargs.get(name) is not None), None)
+    device_map = kwargs.get("device_map")
+    places = device_map.values() if isinstance(device_map, dict) else (device_map,)
+    offloaded = "device_map with 'disk'" if "disk" in places else None
+    given = "state_dict" if kwargs.get("state_dict") is not None else None
+    refused = sharded or offloaded or given
+    if refused:
+        raise ConfigError(
+            f"{where}: {refused} with a folder of rank files, which are read tensor by tensor and whole. First run "
+            f"`glmlike convert {where} DST --to glmlike`, then load DST."
+        )
 
 
 def resolve_config(where: Any, config: Any, generation: str | None, kwargs: dict[str, Any]) -> Any:

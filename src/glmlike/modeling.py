@@ -38,6 +38,7 @@ from glmlike.feed_forward import GlmLikeMLP
 from glmlike.generation import InfillingGenerationMixin
 from glmlike.loading import (
     one_sentence,
+    open_folder,
     require_decoder,
     require_integers_declared,
     require_shapes,
@@ -58,6 +59,7 @@ from glmlike.prefix import (
 from glmlike.prefix_encoder import PrefixEncoder, PrefixLinear, add_columns, refuse_unprefixed, settle_prefix
 from glmlike.renamed import CACHE, takes_cache
 from glmlike.rotary import GlmLikeRotaryEmbedding
+from glmlike.spec import DecoderSpec
 from glmlike.tables import look_up_positions, look_up_tokens
 
 
@@ -114,11 +116,13 @@ class GlmLikeDecoderLayer(GradientCheckpointingLayer):
 class GlmLikePreTrainedModel(PreTrainedModel):
     """What all heads share: loading from any known format, saving in the native one.
 
-    ``from_pretrained`` takes a folder or Hub id in any known format (glmlike, glm-10b, chatglm-6b, chatglm, glm, glm4,
-    llama, qwen2), and every argument transformers knows; ``generation="chatglm2"`` (or ``"chatglm3"``) answers what
-    ``rope_ratio`` means in the one case where no config field does. Pre-quantized ChatGLM folders become floats, or
-    stay integers with ``quantization_config=GlmIntConfig(dequantize=False)``. ``save_pretrained`` writes native names
-    and a ``glmlike`` config, whatever was loaded: what was read from fused matrices, then quantized, reloads exactly.
+    ``from_pretrained`` takes a folder or Hub id in any known format (glmlike, glm-10b, glm-130b, chatglm-6b, chatglm,
+    glm, glm4, llama, qwen2), and every argument transformers knows; ``generation="chatglm2"`` (or ``"chatglm3"``)
+    answers what ``rope_ratio`` means in the one case where no config field does. Pre-quantized ChatGLM folders become
+    floats, or stay integers with ``quantization_config=GlmIntConfig(dequantize=False)``. GLM-130B's folders of rank
+    files have no config.json; ``spec`` (a name such as ``"glm-130b"``, or a DecoderSpec) says their decoder where they
+    have no ``model_config.json`` either and their shapes leave it open. ``save_pretrained`` writes native names and a
+    ``glmlike`` config, whatever was loaded: what was read from fused matrices, then quantized, reloads exactly.
     """
 
     config: GlmLikeConfig
@@ -149,6 +153,7 @@ class GlmLikePreTrainedModel(PreTrainedModel):
         *model_args: Any,
         config: PreTrainedConfig | str | PathLike[str] | None = None,
         generation: str | None = None,
+        spec: str | DecoderSpec | None = None,
         **kwargs: Any,
     ) -> Any:
         """A model from any known format, on the fly; see the class for what is accepted.
@@ -163,11 +168,14 @@ class GlmLikePreTrainedModel(PreTrainedModel):
                 f"{kwargs['gguf_file']}: GGUF is read by transformers' own class of the architecture in it. Load it "
                 "there with quantization_config=GgufConfig(dequantize=True), save_pretrained, and load the new folder."
             )
+        where = "state_dict" if pretrained_model_name_or_path is None else str(pretrained_model_name_or_path)
+        opened = open_folder(pretrained_model_name_or_path, config, spec, kwargs)
+        if opened is not None:
+            pretrained_model_name_or_path, config, kwargs["state_dict"] = None, *opened
         config = resolve_config(pretrained_model_name_or_path, config, generation, kwargs)
         config = resolve_files(pretrained_model_name_or_path, config, kwargs)
         return_info = kwargs.pop("output_loading_info", False)
         reinitialize = kwargs.pop("ignore_mismatched_sizes", False)
-        where = "state_dict" if pretrained_model_name_or_path is None else str(pretrained_model_name_or_path)
         with one_sentence(where):
             model, info = super().from_pretrained(
                 pretrained_model_name_or_path,
@@ -181,7 +189,9 @@ class GlmLikePreTrainedModel(PreTrainedModel):
         require_integers_declared(info, where)
         if not reinitialize:
             require_shapes(info, where)
-        if kwargs.get("state_dict") is None:  # tensors handed over are the caller's own choice, files are not
+        if opened is not None:
+            model.config.name_or_path = model.name_or_path = where
+        if opened is not None or kwargs.get("state_dict") is None:  # tensors handed over are the caller's own choice
             require_decoder(model, info, where)
         warn_about_cpu_float16(model, where)
         return (model, info) if return_info else model

@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from glmlike.hub_json import FORMATS, Format, cannot_express, early
+from glmlike.hub_json import FORMATS, Format, cannot_express, early, sat
 from glmlike.spec import DecoderSpec
 
 _CHATGLM: dict[str, Any] = {
@@ -85,6 +85,17 @@ PUBLISHED: dict[str, Published] = {
     "glm-2b": _glm(50_304, 2048, 36, 32, 1024),
     "glm-10b": _glm(50_304, 4096, 48, 64, 1024),
     "glm-10b-chinese": _glm(50_048, 4096, 48, 64, 1024),
+    "glm-130b": Published(
+        "glm-130b",
+        sat.decoder(
+            vocab_size=150_528,
+            hidden_size=12_288,
+            intermediate_size=32_768,
+            num_hidden_layers=70,
+            num_attention_heads=96,
+            max_position_embeddings=2048,
+        ),
+    ),
     "chatglm-6b": Published(
         "chatglm-6b",
         DecoderSpec(

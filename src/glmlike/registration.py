@@ -85,6 +85,7 @@ def _register_models() -> None:
             auto.register(config, getattr(modeling, name), exist_ok=True)
             _publish(getattr(modeling, name))
     on_the_fly.register()
+    loading.folder_readers["glm-130b"] = on_the_fly.open_folder
     loading.use_key_mapping(on_the_fly.key_mapping)
     quantizer.register()
 

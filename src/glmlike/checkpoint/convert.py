@@ -12,10 +12,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from glmlike.checkpoint import sat
 from glmlike.checkpoint.formats import TABLES, FormatTable, table_of
 from glmlike.checkpoint.headers import require_shapes
 from glmlike.checkpoint.layouts import same_bits
 from glmlike.checkpoint.quantized import SCALE, find_integers, with_integers
+from glmlike.checkpoint.ranks import is_ranked, write_ranks
 from glmlike.checkpoint.rules import Rule, by_native, require_exact
 from glmlike.checkpoint.shards import (
     Checkpoint,
@@ -45,6 +47,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 logger = logging.getLogger(__name__)
+_SHARD_SIZE = "5GB"
 
 # What belongs to a model besides config.json and weights, and travels with it. Never code.
 _COMPANIONS = (
@@ -55,7 +58,7 @@ _COMPANIONS = (
 
 @dataclass(frozen=True)
 class Detection:
-    """What a folder is: its format, its decoder, its config.json and its (unread) tensors.
+    """What a folder is: its format, its decoder, its config and its (unread) tensors; ``said_by`` says the decoder.
 
     ``integers`` are the matrices that its files hold as integers of ``bits`` bits with row scales.
     """
@@ -65,6 +68,7 @@ class Detection:
     spec: DecoderSpec
     config: dict[str, Any]
     checkpoint: Checkpoint
+    said_by: str = "config.json"
     bits: int | None = None
     integers: frozenset[str] = frozenset()
 
@@ -123,34 +127,55 @@ class ConversionReport:
     seconds: float
 
 
-def detect(folder: str | Path, *, generation: Generation | None = None) -> Detection:
+def detect(
+    folder: str | Path, *, generation: Generation | None = None, spec: str | DecoderSpec | None = None
+) -> Detection:
     """What ``folder`` holds, from the fields of its config.json, checked against every tensor's name and shape.
 
+    GLM-130B's folders (``latest`` and rank files) have no config.json: their ``model_config.json`` says the decoder, or
+    ``spec``, a name of :mod:`glmlike.published` or a DecoderSpec, or else the shapes. Where a config.json is, ``spec``
+    must agree with it.
+
     Raises:
-        ConfigError: config.json is absent, unreadable or of no known format.
+        ConfigError: config.json is absent, unreadable or of no known format, or contradicts ``spec``.
         CheckpointError: the weights are damaged, or are not what config.json describes.
     """
     folder = Path(folder)
-    checkpoint_config = _read_config(folder)
-    where = str(folder / "config.json")
-    fmt = detect_config(checkpoint_config, where)
-    spec = read_spec(checkpoint_config, where, generation=generation)
-    checkpoint = _whole_names(open_checkpoint(folder), TABLES[fmt])
-    bits = integer_bits(checkpoint_config, where)
-    if spec.prefix_length and not any("prefix_encoder." in name for name in checkpoint.tensors):
-        logger.warning("%s: pre_seq_len=%d, but the files hold no prefix: read without one.", where, spec.prefix_length)
-        spec = spec.replace(prefix_length=0, prefix_projection=False)
-    shapes = table_of(fmt, dropped_rows(checkpoint_config)).foreign_shapes(spec)
-    integers = find_integers(checkpoint.tensors, shapes, bits, str(folder))
-    found = Detection(folder, fmt, spec, checkpoint_config, checkpoint, bits, integers)
-    expected = with_integers(shapes, integers, bits or 8)
-    require_exact(expected, checkpoint.tensors.keys() - _set_aside(found), str(folder))
-    require_shapes(expected, checkpoint.tensors)
+    if not (folder / "config.json").exists() and is_ranked(folder):
+        decoder, config, said_by, checkpoint = sat.open_folder(folder, spec)
+        found = Detection(folder, "glm-130b", decoder, config, checkpoint, said_by)
+    else:
+        found = _detect_by_config(folder, generation)
+        sat.require_agreement(found.spec, spec, folder / "config.json")
+    expected = with_integers(found.table.foreign_shapes(found.spec), found.integers, found.bits or 8)
+    tensors = found.checkpoint.tensors
+    require_exact(expected, tensors.keys() - _set_aside(found), str(folder), found.said_by)
+    require_shapes(expected, tensors, found.said_by)
     return found
 
 
-def _read_config(folder: Path) -> dict[str, Any]:
-    return read_json(folder / "config.json")
+def _detect_by_config(folder: Path, generation: Generation | None) -> Detection:
+    path = folder / "config.json"
+    if not path.exists():
+        raise ConfigError(
+            f"{path}: not there. Pass a checkpoint's folder, with its config.json (GLM-130B's have 'latest' instead)."
+        )
+    config = read_json(path)
+    fmt = detect_config(config, str(path))
+    if TABLES[fmt].splits:
+        raise ConfigError(
+            f"{path}: holds the launch arguments of rank files. Name it {sat.ARGUMENTS}, beside 'latest' and the "
+            "folder of the rank files."
+        )
+    spec = read_spec(config, str(path), generation=generation)
+    checkpoint = _whole_names(open_checkpoint(folder), TABLES[fmt])
+    if spec.prefix_length and not any("prefix_encoder." in name for name in checkpoint.tensors):
+        logger.warning("%s: pre_seq_len=%d, but the files hold no prefix: read without one.", path, spec.prefix_length)
+        spec = spec.replace(prefix_length=0, prefix_projection=False)
+    bits = integer_bits(config, str(path))
+    shapes = table_of(fmt, dropped_rows(config)).foreign_shapes(spec)
+    integers = find_integers(checkpoint.tensors, shapes, bits, str(folder))
+    return Detection(folder, fmt, spec, config, checkpoint, bits=bits, integers=integers)
 
 
 def _whole_names(checkpoint: Checkpoint, table: FormatTable) -> Checkpoint:
@@ -171,7 +196,9 @@ def convert(
     *,
     to: Format,
     generation: Generation | None = None,
-    max_shard_size: str | int = "5GB",
+    spec: str | DecoderSpec | None = None,
+    max_shard_size: str | int = _SHARD_SIZE,
+    tensor_parallel: int | None = None,
 ) -> ConversionReport:
     """Write the checkpoint in ``src`` to the new folder ``dst`` in the format ``to``, every number kept bit for bit.
 
@@ -180,31 +207,39 @@ def convert(
     report's ``notes`` say so.
 
     config.json is written for the target; tokenizer, generation config, chat template, licence and card are copied;
-    code files are not. ``dst`` appears whole or not at all. ``generation`` is that of :func:`detect`.
+    code files are not. ``dst`` appears whole or not at all. ``generation`` and ``spec`` are those of :func:`detect`.
+    ``to="glm-130b"`` writes ``model_config.json`` and ``tensor_parallel`` rank files (default 1), each of which is held
+    in memory while it is written; integers (int8, int4) become floating point, as in every conversion.
 
     Raises:
         ConfigError, CheckpointError: ``src`` cannot be read as what it says it is.
         CannotExpressError: ``to`` has no way to say this decoder.
-        GlmLikeError: ``to`` or ``max_shard_size`` is not one.
+        GlmLikeError: ``to``, ``max_shard_size`` or ``tensor_parallel`` is not one, or is of the other kind of files.
     """
     started = time.perf_counter()
     if to not in FORMATS:
         raise ConfigError(f"to={to!r}: expected one of {', '.join(FORMATS)}.")
     limit = parse_size(max_shard_size)
-    source = detect(src, generation=generation)
+    _require_its_own_options(to, max_shard_size, tensor_parallel)
+    source = detect(src, generation=generation, spec=spec)
     config = {**_undefaulted_tokens(to), **_carried(source), **write_config(source.spec, to)}
+    ranks = 1 if tensor_parallel is None else tensor_parallel
+    if TABLES[to].splits:
+        sat.require_divisible(source.spec, ranks)
+        config["model_parallel_size"] = ranks
     target = Path(dst)
     with whole_folder(target, source.folder) as partial:
-        index = write_shards(partial, _foreign_tensors(source, TABLES[to]), limit)
-        (partial / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf8")
+        tensors, size = _write_weights(partial, source, TABLES[to], limit, ranks)
+        name = sat.ARGUMENTS if TABLES[to].splits else "config.json"
+        (partial / name).write_text(json.dumps(config, indent=2) + "\n", encoding="utf8")
         _copy_companions(source.folder, partial)
     return ConversionReport(
         source=source.folder,
         destination=target,
         source_format=source.format,
         target_format=to,
-        tensors=len(index["weight_map"]),
-        bytes=index["metadata"]["total_size"],
+        tensors=tensors,
+        bytes=size,
         dropped=tuple(sorted(_set_aside(source))),
         notes=source.notes,
         seconds=time.perf_counter() - started,
@@ -217,6 +252,25 @@ def _carried(source: Detection) -> dict[str, Any]:
     if (fields.get("quantization_config") or {}).get("quant_method") == INTEGER_METHOD:
         del fields["quantization_config"]
     return fields
+
+
+def _require_its_own_options(to: Format, max_shard_size: str | int, tensor_parallel: int | None) -> None:
+    if not TABLES[to].splits and tensor_parallel is not None:
+        raise ConfigError(
+            f"tensor_parallel={tensor_parallel!r} with to={to!r}: only 'glm-130b' has rank files. Drop it."
+        )
+    if TABLES[to].splits and max_shard_size != _SHARD_SIZE:
+        raise ConfigError(
+            f"max_shard_size={max_shard_size!r} with to={to!r}: it has one file a rank. Pass tensor_parallel instead."
+        )
+
+
+def _write_weights(folder: Path, source: Detection, table: FormatTable, limit: int, ranks: int) -> tuple[int, int]:
+    """Write every tensor of the target format; the number of tensors and bytes written."""
+    if table.splits:
+        return write_ranks(folder, lambda: _foreign_tensors(source, table), table.split_of, ranks)
+    index = write_shards(folder, _foreign_tensors(source, table), limit)
+    return len(index["weight_map"]), index["metadata"]["total_size"]
 
 
 def _undefaulted_tokens(to: Format) -> dict[str, None]:
@@ -232,10 +286,15 @@ def native_tensors(found: Detection) -> Iterator[tuple[str, Tensor]]:
     """
     _check_copies(found)
     for step in found.table.steps(found.spec):
-        yield from zip(step.native, _to_native(found, step), strict=True)
+        yield from zip(step.native, to_native(found, step), strict=True)
 
 
-def _to_native(found: Detection, step: Rule) -> list[Tensor]:
+def to_native(found: Detection, step: Rule) -> list[Tensor]:
+    """The native tensors of one step of a folder's plan.
+
+    Raises:
+        CheckpointError: the layout contradicts itself; the message names the tensor.
+    """
     try:
         return step.layout.to_native([found.read(name) for name in step.foreign])
     except CheckpointError as error:
@@ -261,7 +320,7 @@ def _foreign_tensors(source: Detection, target: FormatTable) -> Iterator[tuple[s
         for name in step.native:
             if name not in ready:
                 maker = makers[name]
-                ready.update(zip(maker.native, _to_native(source, maker), strict=True))
+                ready.update(zip(maker.native, to_native(source, maker), strict=True))
         yield from zip(step.foreign, step.layout.to_foreign([ready.pop(name) for name in step.native]), strict=True)
 
 
@@ -279,9 +338,11 @@ def _copy_companions(source: Path, target: Path) -> None:
             shutil.copyfile(path, target / path.name)
 
 
-def fingerprint(folder: str | Path, *, generation: Generation | None = None) -> dict[str, str]:
+def fingerprint(
+    folder: str | Path, *, generation: Generation | None = None, spec: str | DecoderSpec | None = None
+) -> dict[str, str]:
     """The sha256 of every native tensor of a folder of any format, with dtype and shape: equal means the same model."""
-    found = detect(folder, generation=generation)
+    found = detect(folder, generation=generation, spec=spec)
     return {name: _hash(tensor) for name, tensor in native_tensors(found)}
 
 
@@ -293,7 +354,13 @@ def _hash(tensor: Tensor) -> str:
     return digest.hexdigest()
 
 
-def verify(left: str | Path, right: str | Path, *, generation: Generation | None = None) -> int:
+def verify(
+    left: str | Path,
+    right: str | Path,
+    *,
+    generation: Generation | None = None,
+    spec: str | DecoderSpec | None = None,
+) -> int:
     """Two folders, of the same or of different formats, hold the same decoder and the same numbers.
 
     Returns the number of native tensors compared.
@@ -301,10 +368,11 @@ def verify(left: str | Path, right: str | Path, *, generation: Generation | None
     Raises:
         CheckpointError: the first difference, in the spec or in a tensor.
     """
-    specs = detect(left, generation=generation).spec.differences(detect(right, generation=generation).spec)
+    mine_is, theirs_is = (detect(folder, generation=generation, spec=spec) for folder in (left, right))
+    specs = mine_is.spec.differences(theirs_is.spec)
     if specs:
         raise CheckpointError(f"{left} and {right} describe different decoders: {specs}.")
-    mine, theirs = fingerprint(left, generation=generation), fingerprint(right, generation=generation)
+    mine, theirs = ({name: _hash(tensor) for name, tensor in native_tensors(is_)} for is_ in (mine_is, theirs_is))
     require_exact(mine, theirs, str(right))
     for name, digest in mine.items():
         if theirs[name] != digest:

@@ -117,8 +117,10 @@ def _check_layout(infos: list[TensorInfo], path: Path, data_start: int, data_siz
         )
 
 
-def require_shapes(expected: Mapping[str, tuple[int, ...]], found: Mapping[str, TensorInfo]) -> None:
-    """Every tensor of both mappings has the expected shape.
+def require_shapes(
+    expected: Mapping[str, tuple[int, ...]], found: Mapping[str, TensorInfo], said_by: str = "config.json"
+) -> None:
+    """Every tensor of both mappings has the shape that ``said_by`` asks for.
 
     Raises:
         CheckpointError: the first that has another, with both shapes.
@@ -126,6 +128,6 @@ def require_shapes(expected: Mapping[str, tuple[int, ...]], found: Mapping[str, 
     for name, shape in expected.items():
         if name in found and found[name].shape != shape:
             raise CheckpointError(
-                f"{found[name].file}: {name!r} has shape {list(found[name].shape)}, but config.json asks for "
+                f"{found[name].file}: {name!r} has shape {list(found[name].shape)}, but {said_by} asks for "
                 f"{list(shape)}. Weights and config are of different models; use those that belong together."
             )

@@ -1,7 +1,8 @@
-"""The format tables, compiled to transformers' loader: the one file that knows its API (5.16 to 5.24).
+"""The format tables, for transformers' loader: the one file that knows its API (5.16 to 5.24).
 
 One mapping serves all formats: their foreign names are disjoint or mean the same, and native names match no pattern and
 pass through. Patterns come from the rules; sizes come at load time from the spec of the model that is being filled.
+Folders that transformers cannot open at all (GLM-130B's rank files) are handed over as native tensors not yet made.
 """
 
 from __future__ import annotations
@@ -10,16 +11,23 @@ import itertools
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
 from typing import Any
 
+import torch
 from transformers.conversion_mapping import register_checkpoint_conversion_mapping
 from transformers.core_model_loading import ConversionOps, WeightConverter, WeightRenaming
 
+from glmlike.checkpoint.convert import Detection, detect, to_native
 from glmlike.checkpoint.formats import TABLES, table_of
 from glmlike.checkpoint.layouts import Cropped, Layout
+from glmlike.checkpoint.lazy import LazyStep, LazyTensor
+from glmlike.checkpoint.native import native_shapes
+from glmlike.checkpoint.ranks import is_ranked
 from glmlike.checkpoint.rules import Rule, scales_of
 from glmlike.errors import CheckpointError, conversion_failures
-from glmlike.hub_json import Format, cannot_express
+from glmlike.hub_json import Format, cannot_express, carried_fields, write_config
 from glmlike.spec import DecoderSpec
 
 
@@ -53,6 +61,28 @@ def mapping() -> list[Any]:
         if sides[0] != sides[1]:
             users.setdefault(sides, []).append(name)
     return [_compile(tuple(dict.fromkeys(names)), *sides) for sides, names in users.items()]
+
+
+def open_folder(folder: Path, spec: Any) -> tuple[dict[str, Any], dict[str, Any]] | None:
+    """The config fields and the native tensors, made when indexed, of a folder that only :func:`detect` can read.
+
+    None for any other folder. ``spec`` is that of :func:`~glmlike.checkpoint.convert.detect`, whose errors are raised.
+    """
+    if (folder / "config.json").exists() or not is_ranked(folder):
+        return None
+    found = detect(folder, spec=spec)
+    fields = {**write_config(found.spec, "glmlike"), **carried_fields(found.config)}
+    return fields, lazy_tensors(found)
+
+
+def lazy_tensors(found: Detection) -> dict[str, LazyTensor]:
+    """Every native tensor of a folder, none of them made."""
+    shapes, dtype = native_shapes(found.spec), getattr(torch, found.config["dtype"])
+    tensors: dict[str, LazyTensor] = {}
+    for rule in found.table.steps(found.spec):
+        step = LazyStep(partial(to_native, found, rule))
+        tensors |= {name: LazyTensor(step, at, shapes[name], dtype) for at, name in enumerate(rule.native)}
+    return tensors
 
 
 def _bare(name: str) -> str:

@@ -88,8 +88,8 @@ def _index(pairs: Iterator[tuple[str, Rule]]) -> dict[str, Rule]:
     return found
 
 
-def require_exact(expected: Collection[str], found: Collection[str], where: str) -> None:
-    """Both collections hold the same names.
+def require_exact(expected: Collection[str], found: Collection[str], where: str, said_by: str = "config.json") -> None:
+    """Both collections hold the same names; ``said_by`` is what the expected ones follow from.
 
     Raises:
         CheckpointError: how many are missing and how many have no place, the first of each, and what to do.
@@ -98,8 +98,8 @@ def require_exact(expected: Collection[str], found: Collection[str], where: str)
     if not missing and not extra:
         return
     parts = [f"{len(missing)} tensors missing (first: {missing[0]!r})"] if missing else []
-    parts += [f"{len(extra)} tensors that config.json has no place for (first: {extra[0]!r})"] if extra else []
+    parts += [f"{len(extra)} tensors that {said_by} has no place for (first: {extra[0]!r})"] if extra else []
     raise CheckpointError(
-        f"{where}: {', '.join(parts)}. The download is incomplete or config.json belongs to another model; compare "
+        f"{where}: {', '.join(parts)}. The download is incomplete or {said_by} belongs to another model; compare "
         "both with the original repository."
     )

@@ -260,7 +260,7 @@ def whole_folder(destination: Path, source: Path | None) -> Iterator[Path]:
     partial.mkdir()
     try:
         yield partial
-        for path in partial.iterdir():
+        for path in filter(Path.is_file, partial.rglob("*")):
             with path.open("rb") as file:
                 os.fsync(file.fileno())
         if target.exists():

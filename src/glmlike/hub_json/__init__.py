@@ -10,10 +10,11 @@ from collections.abc import Callable
 from typing import Any, cast
 
 from glmlike.errors import CannotExpressError, ConfigError, SpecError
-from glmlike.hub_json import chatglm, early, llama_style
+from glmlike.hub_json import chatglm, early, llama_style, sat
 from glmlike.hub_json.chatglm import CHATGLM_FIELDS, rope_ratio_is_ambiguous
-from glmlike.hub_json.early import dropped_rows, token_ids
+from glmlike.hub_json.early import dropped_rows
 from glmlike.hub_json.fields import FORMATS, INTEGER_METHOD, Config, Format, Generation, head_dim, integer_bits
+from glmlike.hub_json.sat import is_glm_130b
 from glmlike.spec import DecoderSpec
 
 __all__ = [
@@ -31,13 +32,14 @@ __all__ = [
     "dropped_rows",
     "head_dim",
     "integer_bits",
+    "is_glm_130b",
     "read_spec",
     "rope_ratio_is_ambiguous",
     "token_ids",
     "write_config",
 ]
 
-FUSED_FORMATS: frozenset[Format] = frozenset({"glm-10b", "chatglm-6b", "chatglm", "glm", "glm4"})
+FUSED_FORMATS: frozenset[Format] = frozenset({"glm-10b", "glm-130b", "chatglm-6b", "chatglm", "glm", "glm4"})
 """Formats whose files hold several native matrices as one: these cannot be read by tensor-parallel or FSDP loading."""
 
 CARRIED = (
@@ -59,6 +61,8 @@ def detect(config: Config, where: str = "config.json") -> Format:
         return chatglm.detect(config, where)
     if model_type == "glm" and early.is_glm_10b(config):
         return "glm-10b"
+    if sat.is_glm_130b(config):
+        return "glm-130b"
     if model_type in FORMATS:
         return cast(Format, model_type)
     known = ", ".join(FORMATS)
@@ -108,16 +112,21 @@ def cannot_express(spec: DecoderSpec, fmt: Format) -> list[str]:
     ]
     if fmt == "llama" and spec.qkv_bias != spec.output_bias:
         found.append(f"qkv_bias={spec.qkv_bias} with output_bias={spec.output_bias} (llama has one switch for both)")
-    if fmt in ("chatglm-6b", "glm-10b"):
+    if fmt in ("chatglm-6b", "glm-10b", "glm-130b"):
         found += early.obstacles(spec)
     if fmt == "chatglm":
         found += chatglm.rope_obstacles(spec)
     return found
 
 
+def token_ids(config: Config) -> dict[str, Any]:
+    """The ids of blanks and of the start of a piece under our names, where the config or its vocabulary says them."""
+    return sat.token_ids(config) if sat.is_glm_130b(config) else early.token_ids(config)
+
+
 def carried_fields(config: Config) -> dict[str, Any]:
     """The fields of ``config`` that travel unchanged between formats (see ``CARRIED``)."""
-    config = {**config, **early.token_ids(config)}
+    config = {**config, **token_ids(config)}
     renamed = {"dtype" if key == "torch_dtype" else key: value for key, value in config.items()}
     return {key: renamed[key] for key in CARRIED if renamed.get(key) is not None}
 
@@ -148,6 +157,11 @@ _EXPRESSIBLE: dict[Format, dict[str, tuple[Any, ...]]] = {
         "layer_types": (None,),
         **_NO_PREFIX,
     },
+    "glm-130b": {
+        **{name: (value,) for name, value in sat.GLM_130B.items()},
+        "rope_theta": (10_000.0,),
+        "layer_types": (None,),
+    },
     "chatglm-6b": {
         **{name: (value,) for name, value in early.CHATGLM_6B.items()},
         "tie_word_embeddings": (False,),
@@ -164,6 +178,7 @@ _EXPRESSIBLE: dict[Format, dict[str, tuple[Any, ...]]] = {
 _READERS: dict[Format, Callable[[Config, str, Generation | None], DecoderSpec]] = {
     "glmlike": llama_style.read_glmlike,
     "glm-10b": early.read_glm_10b,
+    "glm-130b": sat.read,
     "chatglm-6b": early.read_chatglm_6b,
     "chatglm": chatglm.read,
     "glm": llama_style.read_glm,
@@ -174,6 +189,7 @@ _READERS: dict[Format, Callable[[Config, str, Generation | None], DecoderSpec]] 
 _WRITERS: dict[Format, Callable[[DecoderSpec], dict[str, Any]]] = {
     "glmlike": llama_style.write_glmlike,
     "glm-10b": early.write_glm_10b,
+    "glm-130b": sat.write,
     "chatglm-6b": early.write_chatglm_6b,
     "chatglm": chatglm.write,
     "glm": llama_style.write_glm,

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from functools import partial
 
-from glmlike.checkpoint.formats import chatglm1, chatglm2, glm, glm4, glm10b, glmlike, llama, qwen2
+from glmlike.checkpoint.formats import chatglm1, chatglm2, glm, glm4, glm10b, glm130b, glmlike, llama, qwen2
 from glmlike.checkpoint.native import native_shapes
 from glmlike.checkpoint.rules import PLACEHOLDER, Rule, plan
+from glmlike.checkpoint.splits import Split
 from glmlike.hub_json import Format
 from glmlike.spec import DecoderSpec
 
@@ -18,12 +20,14 @@ class FormatTable:
     """One format: its rules for a spec, and the names its files may hold that no decoder needs.
 
     ``prefix`` begins every name; files of a bare decoder of the format leave it out.
+    ``splits`` says, for a format whose files are tensor-parallel ranks, how each foreign tensor is cut over them.
     """
 
     name: Format
     table: Callable[[DecoderSpec], list[Rule]]
     dropped: tuple[str, ...] = ()
     prefix: str = ""
+    splits: Mapping[str, Split] = field(default_factory=dict)
 
     def steps(self, spec: DecoderSpec) -> list[Rule]:
         """The plan of a spec: every rule for every layer, fully named."""
@@ -48,12 +52,16 @@ class FormatTable:
             for layer in (range(spec.num_hidden_layers) if PLACEHOLDER.search(pattern) else (0,))
         }
 
+    def split_of(self, name: str) -> Split | None:
+        """How a foreign tensor is cut over ranks; None for what is not of this format, or is dropped."""
+        return self.splits.get(re.sub(r"\.\d+\.", ".{layer}.", name))
+
     def copies(self, spec: DecoderSpec) -> dict[str, str]:
         """Names that a file may hold although they repeat another of its tensors: ``{copy: original}``.
 
         A tied head is not part of a tied model's file, but some tools write it all the same.
         """
-        if not spec.tie_word_embeddings or self.name == "chatglm":
+        if not spec.tie_word_embeddings or self.name in ("chatglm", "glm-130b"):
             return {}
         rules = self.table(spec)
         (embedding,) = (rule.foreign[0] for rule in rules if rule.native == ("model.embed_tokens.weight",))
@@ -70,6 +78,7 @@ def table_of(fmt: Format, dropped_rows: int = 0) -> FormatTable:
 TABLES: dict[Format, FormatTable] = {
     "glmlike": FormatTable("glmlike", glmlike.table, glmlike.DROPPED),
     "glm-10b": FormatTable("glm-10b", glm10b.table, glm10b.DROPPED, prefix="glm."),
+    "glm-130b": FormatTable("glm-130b", glm130b.table, glm130b.DROPPED, splits=glm130b.SPLITS),
     "chatglm-6b": FormatTable("chatglm-6b", chatglm1.table, chatglm1.DROPPED),
     "chatglm": FormatTable("chatglm", chatglm2.table, chatglm2.DROPPED),
     "glm": FormatTable("glm", glm.table, glm.DROPPED),

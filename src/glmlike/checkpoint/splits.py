@@ -1,0 +1,81 @@
+"""Splits: how one tensor is cut over tensor-parallel ranks, and joined again; pairs of inverse functions.
+
+A split knows no names and no files. Every rank holds a piece of the same shape.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Protocol
+
+from glmlike.checkpoint.layouts import Shape, same_bits
+from glmlike.errors import CheckpointError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+class Split(Protocol):
+    """How ``ranks`` pieces hold one tensor."""
+
+    def join(self, pieces: Sequence[Tensor]) -> Tensor:
+        """The tensor, from the pieces in the order of their ranks."""
+
+    def cut(self, whole: Tensor, ranks: int) -> list[Tensor]:
+        """The pieces, views where they can be; the inverse of ``join``. CheckpointError if it does not divide."""
+
+    def whole_shape(self, piece: Shape, ranks: int) -> Shape:
+        """The shape of what ``ranks`` pieces of this shape join to. Raises CheckpointError if none can."""
+
+
+@dataclass(frozen=True)
+class Cut:
+    """Equal stretches of dimension ``dim``; of ``parts`` parts that lie end to end there, each is cut on its own.
+
+    ``Cut(0)`` is a column-parallel matrix, ``Cut(1)`` a row-parallel one (Megatron-LM, arXiv 1909.08053);
+    ``Cut(0, parts=2)`` a gated feed-forward's, where rank i holds ``[first_i; second_i]``.
+    """
+
+    dim: int
+    parts: int = 1
+
+    def join(self, pieces: Sequence[Tensor]) -> Tensor:
+        import torch
+
+        self.whole_shape(tuple(pieces[0].shape), len(pieces))
+        if len(pieces) == 1:
+            return pieces[0]
+        per_rank = [piece.chunk(self.parts, self.dim) for piece in pieces]
+        return torch.cat([ranks[part] for part in range(self.parts) for ranks in per_rank], self.dim)
+
+    def cut(self, whole: Tensor, ranks: int) -> list[Tensor]:
+        import torch
+
+        if whole.shape[self.dim] % (self.parts * ranks):
+            raise CheckpointError(f"{whole.shape[self.dim]} features cannot be cut evenly over {ranks} ranks")
+        stretches = whole.chunk(self.parts * ranks, self.dim)
+        by_rank = [stretches[rank::ranks] for rank in range(ranks)]
+        return [mine[0] if len(mine) == 1 else torch.cat(mine, self.dim) for mine in by_rank]
+
+    def whole_shape(self, piece: Shape, ranks: int) -> Shape:
+        if len(piece) <= self.dim or piece[self.dim] % self.parts:
+            raise CheckpointError(f"found shape {list(piece)}, expected {self.parts} equal parts along dim {self.dim}")
+        return tuple(size * ranks if at == self.dim else size for at, size in enumerate(piece))
+
+
+@dataclass(frozen=True)
+class Replicated:
+    """Every rank holds the whole."""
+
+    def join(self, pieces: Sequence[Tensor]) -> Tensor:
+        first, *rest = pieces
+        if not all(same_bits(first, other) for other in rest):
+            raise CheckpointError(f"the {len(pieces)} ranks hold different copies")
+        return first
+
+    def cut(self, whole: Tensor, ranks: int) -> list[Tensor]:
+        return [whole] * ranks
+
+    def whole_shape(self, piece: Shape, ranks: int) -> Shape:
+        return piece
