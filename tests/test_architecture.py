@@ -98,7 +98,7 @@ MAY: dict[str, set[str]] = {
     "checkpoint/lazy": {"torch"},
     "checkpoint/ranks": {
         *("torch", "glmlike.errors", "glmlike.integers", "glmlike.checkpoint.headers", "glmlike.checkpoint.layouts"),
-        *("glmlike.checkpoint.shards", "glmlike.checkpoint.splits"),
+        *("glmlike.checkpoint.quantized", "glmlike.checkpoint.shards", "glmlike.checkpoint.splits"),
     },
     "checkpoint/on_the_fly": {
         *("torch", "transformers", "glmlike.errors", "glmlike.spec", "glmlike.checkpoint.rules"),

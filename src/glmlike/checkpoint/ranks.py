@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from glmlike.checkpoint.headers import TensorInfo, refuse_lfs_pointer
 from glmlike.checkpoint.layouts import Shape
+from glmlike.checkpoint.quantized import SCALE
 from glmlike.checkpoint.shards import Checkpoint
 from glmlike.checkpoint.splits import Replicated, Split
 from glmlike.errors import CheckpointError
@@ -26,8 +27,6 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 SplitOf = Callable[[str], Split | None]
-SCALE = "_scale"
-"""What follows a quantized tensor's name in the name of its scales (THUDM/GLM-130B: tools/convert_tp.py)."""
 
 _LATEST = "latest"
 _RANK_FILE = re.compile(r"mp_rank_(\d+)_model_states\.pt")
