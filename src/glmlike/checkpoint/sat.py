@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from glmlike.checkpoint.formats import TABLES
-from glmlike.checkpoint.ranks import SCALE, RankedCheckpoint, open_ranks
+from glmlike.checkpoint.quantized import SCALE
+from glmlike.checkpoint.ranks import RankedCheckpoint, open_ranks
 from glmlike.checkpoint.shards import read_json
 from glmlike.errors import CannotExpressError, CheckpointError, ConfigError
 from glmlike.hub_json import cannot_express, read_spec, sat
