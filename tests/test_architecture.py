@@ -67,7 +67,7 @@ MAY: dict[str, set[str]] = {
     },
     "generation": {
         *("torch", "transformers"),
-        *("glmlike.configuration", "glmlike.prefix", "glmlike.renamed"),
+        *("glmlike.configuration", "glmlike.prefix", "glmlike.prefix_encoder", "glmlike.renamed"),
     },
     "tables": {"torch", "glmlike.errors"},
     "infilling/__init__": {

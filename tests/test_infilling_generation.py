@@ -11,6 +11,7 @@ import torch
 from torch.testing import assert_close
 from transformers import DynamicCache, StaticCache
 
+from glmlike.errors import ConfigError
 from glmlike.renamed import CACHE
 from specs import SPECS
 
@@ -306,3 +307,12 @@ def test_compiled_decoding_gives_the_same_tokens(make: Callable[..., Any]) -> No
     model.forward = torch.compile(model.forward, fullgraph=True)
     found = model.generate(**inputs, max_new_tokens=NEW, do_sample=False, cache_implementation="static")
     assert found.tolist() == expected.tolist()
+
+
+@pytest.mark.parametrize("name", ["chatglm-6b", "infilling-recipe", "chatglm2-ptuned"])
+def test_continuous_batching_is_refused_at_its_entry(name: str, make: Callable[..., Any]) -> None:
+    model = make(SPECS[name])
+    with pytest.raises(ConfigError, match=r"continuous batching \(generate_batch\) with"):
+        model.generate_batch(inputs=[[3, 4, 5]], progress_bar=False)
+    with pytest.raises(ConfigError, match=r"continuous batching \(generate_batch\) with"):
+        model.init_continuous_batching()

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import json
 import re
+import shlex
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+from safetensors.torch import load_file, save_file
 
 import glmlike
 from glmlike.cli import main
@@ -23,8 +27,23 @@ STAND_INS = {
 }
 
 
+GOLDEN = {"chatglm2-6b-int4": "chatglm2_int4", "glm-130b-sat": "glm130b", "chatglm2-6b-ptuned": "chatglm2_ptuning"}
+
+
+def _apart(source: Path, base: Path, prefix: Path) -> None:
+    """A P-tuned checkpoint as its base model and as what the original training script saves, the prefix alone."""
+    tensors = load_file(source / "model.safetensors")
+    config = json.loads((source / "config.json").read_text())
+    of_prefix = {name for name in tensors if "prefix_encoder" in name}
+    for folder, names in ((base, tensors.keys() - of_prefix), (prefix, of_prefix)):
+        folder.mkdir()
+        save_file({name: tensors[name] for name in names}, folder / "model.safetensors", metadata={"format": "pt"})
+        kept = config if folder == prefix else {k: v for k, v in config.items() if k != "pre_seq_len"}
+        (folder / "config.json").write_text(json.dumps(kept))
+
+
 @pytest.fixture
-def folders(make: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def folders(make: Callable[..., Any], golden: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A working directory with a small checkpoint under each name the README uses."""
     for name, (spec, fmt) in STAND_INS.items():
         heads = SPECS[spec].num_attention_heads
@@ -32,6 +51,10 @@ def folders(make: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.Monkey
         sized = SPECS[spec].replace(hidden_size=hidden, intermediate_size=192, head_dim=64)
         make(sized).save_pretrained(tmp_path / "native" / name)
         glmlike.convert(tmp_path / "native" / name, tmp_path / "work" / name, to=fmt)  # type: ignore[arg-type]
+    for name, fixture in GOLDEN.items():
+        shutil.copytree(golden / fixture, tmp_path / "work" / name)
+    work = tmp_path / "work"
+    _apart(work / "chatglm2-6b-ptuned", work / "chatglm2-6b", work / "chatglm2-6b-prefix")
     monkeypatch.chdir(tmp_path / "work")
     return tmp_path / "work"
 
@@ -49,17 +72,24 @@ def test_code_blocks_run_one_after_another(folders: Path) -> None:
     assert type(scope["model"]).__name__ == "GlmLikeForCausalLM"
     assert 5 < scope["filled"].shape[1] <= 9
     assert glmlike.verify("glm-4-9b-chat", "glm-4-9b-chat-hf") > 0
+    assert glmlike.verify("glm-130b-sat", "glm-130b") > 0
+    assert scope["base"].config.prefix_length == 4
+    assert Path("peft-adapter", "adapter_config.json").exists()
     assert scope["qwen"].config.spec.rotary_pairing == "halves"
 
 
 def test_commands_run(folders: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    commands = [line.split() for block in blocks("sh") for line in block.splitlines() if line.startswith("glmlike ")]
-    assert [command[1] for command in commands] == ["inspect", "convert", "verify"]
+    commands = [
+        shlex.split(line) for block in blocks("sh") for line in block.splitlines() if line.startswith("glmlike ")
+    ]
+    assert [command[1] for command in commands] == ["fill", "inspect", "convert", "verify"]
     for command in commands:
         with pytest.raises(SystemExit) as ended:
             main(command[1:])
         assert not ended.value.code
-    assert "equal: " in capsys.readouterr().out
+    out = capsys.readouterr().out
+    assert "In the beginning God created the heaven and the earth." in out
+    assert "equal: " in out
 
 
 def test_the_two_commands_are_targets_that_ci_calls() -> None:

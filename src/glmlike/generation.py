@@ -14,8 +14,11 @@ from transformers.generation import GenerationMixin
 from transformers.masking_utils import create_masks_for_generate
 
 from glmlike.configuration import GlmLikeConfig
-from glmlike.prefix import continued_positions, infilling_positions, prompt_positions, require_whole_rows
+from glmlike.prefix import continued_positions, infilling_positions, prompt_positions, refuse_paged, require_whole_rows
+from glmlike.prefix_encoder import refuse_unprefixed
 from glmlike.renamed import CACHE
+
+_PAGED = object()  # stands for the cache of continuous batching, which has no length
 
 
 class InfillingGenerationMixin(GenerationMixin):
@@ -46,6 +49,18 @@ class InfillingGenerationMixin(GenerationMixin):
             prompt = next((tensor for tensor in (ids, embeddings) if tensor is not None), given.movedim(-1, 1))
             kwargs["prompt_position_ids"] = prompt_positions(kwargs.pop("position_ids"), prompt, self.config)
         return super().generate(inputs, *args, **kwargs)
+
+    def init_continuous_batching(self, *args: Any, **kwargs: Any) -> Any:
+        """As transformers' own, behind ``generate_batch`` too; refused before its thread starts, which would not end.
+
+        Raises:
+            ConfigError: a decoder whose context or P-tuning prefix a paged cache would drop.
+        """
+        if self.config.attention_mask == "prefix":
+            refuse_paged(_PAGED)
+        if self.config.prefix_length:
+            refuse_unprefixed(self.config._attn_implementation, _PAGED)
+        return super().init_continuous_batching(*args, **kwargs)
 
     def prepare_inputs_for_generation(
         self,
