@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from train_tiny import BIBLE, Document, debian_corpus, split
+from train_tiny import POEMS, Document, debian_corpus, split, text_corpus
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from glmlike.infilling import fill
@@ -56,7 +56,7 @@ def blanks(documents: Sequence[Document], seed: int) -> list[Blank]:
     found = []
     for document in documents:
         lines = document.text.split("\n")
-        body = lines if document.collection == BIBLE else lines[2:]
+        body = lines[2:] if document.collection in POEMS else lines
         for before, line, after in zip(["", *body], body, [*body[1:], ""], strict=False):
             words = [match for match in WORD.finditer(line) if match[0].isalpha()]
             if words:
@@ -139,10 +139,14 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     """Measure a checkpoint that train_tiny.py wrote, and add the result to its training.json."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path)
-    folder = parser.parse_args(argv).folder
+    parser.add_argument(
+        "--text", type=Path, nargs="*", help="what the model was trained on, if not the Debian packages"
+    )
+    options = parser.parse_args(argv)
+    folder = options.folder
     summary = json.loads((folder / "training.json").read_text(encoding="utf8"))
     seed = summary["hyperparameters"]["seed"]
-    training, held_out = split(debian_corpus(), seed)
+    training, held_out = split(text_corpus(options.text) if options.text else debian_corpus(), seed)
     summary["blanks"] = measure(folder, training, held_out, seed)
     text = json.dumps(summary, indent=1, ensure_ascii=False)
     (folder / "training.json").write_text(text + "\n", encoding="utf8")

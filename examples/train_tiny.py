@@ -322,7 +322,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
         "hyperparameters": {
             "steps": state.global_step,
             "batch": options.batch,
-            "passage": PASSAGE,
+            "passage": list(PASSAGE),
             "learning_rate": options.learning_rate,
             "seed": options.seed,
         },

@@ -58,10 +58,21 @@ MAY: dict[str, set[str]] = {
         *("torch", "transformers", "safetensors"),
         *("glmlike.configuration", "glmlike.errors", "glmlike.hub_json", "glmlike.quantization"),
     },
+    "masking": {
+        *("torch", "transformers"),
+        *("glmlike.configuration", "glmlike.packing", "glmlike.prefix", "glmlike.renamed"),
+    },
     "modeling": {
         *("torch", "transformers"),
         *("glmlike.attention", "glmlike.chat", "glmlike.configuration", "glmlike.errors", "glmlike.feed_forward"),
-        *("glmlike.loading", "glmlike.norms", "glmlike.packing", "glmlike.prefix", "glmlike.renamed"),
+        *(
+            "glmlike.loading",
+            "glmlike.masking",
+            "glmlike.norms",
+            "glmlike.packing",
+            "glmlike.prefix",
+            "glmlike.renamed",
+        ),
         *("glmlike.generation", "glmlike.prefix_encoder", "glmlike.rotary", "glmlike.spec"),
         "glmlike.tables",
     },

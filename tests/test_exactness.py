@@ -16,7 +16,7 @@ from glmlike.checkpoint.formats import TABLES
 from glmlike.renamed import CACHE
 from native_models import FAMILIES, native_model, to_native, twin
 
-TOLERANCE = 1e-5
+TOLERANCE = 2e-5  # float32: gate and up in one product and in two are rounded differently
 
 ROPES: dict[str, dict[str, Any]] = {
     "default": {"rope_type": "default", "rope_theta": 500.0},

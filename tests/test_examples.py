@@ -21,7 +21,7 @@ from glmlike.data import CONSTITUTION, TINY
 
 ROOT = Path(__file__).parents[1]
 COVERED = {"examples/train_tiny.py", "examples/pipeline.py", "examples/classify.py", "examples/push.py"}
-COVERED |= {"conversion/convert_chatglm_to_glm.py"}
+COVERED |= {"examples/held_out_blanks.py", "conversion/convert_chatglm_to_glm.py"}
 
 
 def script(path: str) -> ModuleType:
@@ -58,6 +58,14 @@ def test_train_tiny_on_ones_own_text(tmp_path: Path) -> None:
     assert model.dtype == torch.bfloat16
     assert model.config.vocab_size == len(tokenizer) == 400
     assert tokenizer.decode(tokenizer("We the People")["input_ids"]) == "We the People"
+    sys.path.insert(0, str(ROOT / "examples"))
+    try:
+        blanks = script("examples/held_out_blanks.py").main([str(tmp_path / "out"), "--text", str(CONSTITUTION)])
+    finally:
+        sys.path.remove(str(ROOT / "examples"))
+    assert json.loads((tmp_path / "out" / "training.json").read_text()) == {**summary, "blanks": blanks}
+    assert blanks["English"]["blanks"] > 10
+    assert blanks["English"]["n-gram"] > 0
 
 
 def test_classify_learns_and_its_model_reloads(tmp_path: Path) -> None:

@@ -13,11 +13,6 @@ import torch
 from torch import Tensor, nn
 from transformers.cache_utils import Cache, DynamicCache
 from transformers.configuration_utils import PreTrainedConfig
-from transformers.masking_utils import (
-    create_causal_mask,
-    create_sliding_window_causal_mask,
-    packed_sequence_mask_function,
-)
 from transformers.modeling_layers import (
     GenericForQuestionAnswering,
     GenericForSequenceClassification,
@@ -46,16 +41,10 @@ from glmlike.loading import (
     resolve_files,
     warn_about_cpu_float16,
 )
+from glmlike.masking import attention_masks, default_positions, visible_contexts
 from glmlike.norms import build_norm
-from glmlike.packing import Samples, require_kernel, require_packable
-from glmlike.prefix import (
-    additive,
-    blocks_of_positions,
-    context_blocks,
-    infilling_positions,
-    refuse_flash,
-    refuse_paged,
-)
+from glmlike.packing import require_kernel, require_packable
+from glmlike.prefix import refuse_paged
 from glmlike.prefix_encoder import PrefixEncoder, PrefixLinear, add_columns, refuse_unprefixed, settle_prefix
 from glmlike.renamed import CACHE, takes_cache
 from glmlike.rotary import GlmLikeRotaryEmbedding
@@ -270,19 +259,30 @@ class GlmLikeModel(GlmLikePreTrainedModel):
         if self.prefix_encoder is not None:
             refuse_unprefixed(self.config._attn_implementation, past_key_values, kwargs.get("cache"))
         if position_ids is None:
-            position_ids = self._positions(input_ids, inputs_embeds, attention_mask, past_key_values, seq_idx)
+            position_ids = default_positions(
+                self.config, input_ids, inputs_embeds, attention_mask, past_key_values, seq_idx
+            )
         elif self.config.positions in ("rotary_2d", "learned_2d") and position_ids.ndim != 3:
             raise ValueError(
                 f"position_ids {list(position_ids.shape)}: this decoder has two-dimensional positions, [B, 2, T]. "
                 "Leave them out, or pass those of model.infilling_positions(input_ids)."
             )
 
-        blocks = self._context_blocks(input_ids, position_ids, attention_mask, past_key_values, seq_idx)
+        blocks = visible_contexts(self.config, input_ids, position_ids, attention_mask, past_key_values, seq_idx)
         if seq_idx is not None:
             require_kernel(
                 self.config._attn_implementation, seq_idx.shape[0], attention_mask, kwargs.get("cu_seq_lens_q")
             )
-        masks = self._masks(attention_mask, inputs_embeds, past_key_values, position_ids, blocks, seq_idx)
+        masks = attention_masks(
+            self.config,
+            set(self.layer_types),
+            attention_mask,
+            inputs_embeds,
+            past_key_values,
+            position_ids,
+            blocks,
+            seq_idx,
+        )
         prefixes: list[Any] = [None] * len(self.layers)
         if self.prefix_encoder is not None:
             prefixes = self.prefix_encoder(inputs_embeds)
@@ -309,98 +309,6 @@ class GlmLikeModel(GlmLikePreTrainedModel):
         hidden_states = self.norm(hidden_states)
         kept = past_key_values if use_cache else None  # generate takes a returned cache for a wish to use it
         return BaseModelOutputWithPast(last_hidden_state=hidden_states, **{CACHE: kept})
-
-    def _positions(
-        self,
-        input_ids: Any,
-        inputs_embeds: Tensor,
-        attention_mask: Any,
-        past_key_values: Cache | None,
-        seq_idx: Tensor | None,
-    ) -> Tensor:
-        """Positions of tokens that come without: plain ones, or those of blank infilling.
-
-        Raises:
-            ValueError: the positions of an infilling decoder depend on tokens that are not at hand.
-        """
-        seen = past_key_values.get_seq_length() if past_key_values is not None else 0
-        if self.config.attention_mask == "causal":
-            plain = (torch.arange(inputs_embeds.shape[1], device=inputs_embeds.device) + seen).unsqueeze(0)
-            return plain if seq_idx is None else plain - Samples(seq_idx, inputs_embeds).first
-        if input_ids is None or seen:
-            raise ValueError(
-                "position_ids are needed here: the positions of blank infilling follow from all tokens of a row, but "
-                "only embeddings or the newest tokens are given. Pass model.infilling_positions(all_input_ids), cut "
-                "to the tokens of this call."
-            )
-        padding = attention_mask if isinstance(attention_mask, Tensor) and attention_mask.ndim == 2 else None
-        return infilling_positions(input_ids, padding, self.config, seq_idx)
-
-    def _context_blocks(
-        self,
-        input_ids: Any,
-        position_ids: Tensor,
-        attention_mask: Any,
-        past_key_values: Cache | None,
-        seq_idx: Tensor | None,
-    ) -> Tensor | None:
-        """Which tokens see each other both ways; None where none do, or where a ready mask says it.
-
-        Raises:
-            ValueError: neither token ids nor positions tell where the contexts end.
-        """
-        ready = isinstance(attention_mask, dict) or (isinstance(attention_mask, Tensor) and attention_mask.ndim == 4)
-        if self.config.attention_mask == "causal" or ready:
-            return None
-        if past_key_values is not None and position_ids.shape[-1] == 1:
-            return None
-        seen: Any = 0 if past_key_values is None else past_key_values.get_seq_length()
-        if not (isinstance(seen, Tensor) and torch.compiler.is_compiling()) and seen > 0:
-            return None
-        if input_ids is not None:
-            blocks = context_blocks(input_ids, attention_mask, self.config, seq_idx)
-        elif position_ids.ndim == 3:
-            blocks = blocks_of_positions(position_ids, attention_mask, seq_idx)
-        else:
-            raise ValueError(
-                "inputs_embeds with attention_mask='prefix': neither embeddings nor one-dimensional positions tell "
-                "where contexts end. Pass input_ids, or a bool attention_mask [B, 1, T, T]: True where a token may "
-                "attend."
-            )
-        # The length of a static cache is a tensor, on which a compiled graph cannot branch.
-        return torch.where(seen > 0, -1, blocks) if isinstance(seen, Tensor) else blocks
-
-    def _masks(
-        self,
-        attention_mask: Any,
-        inputs_embeds: Tensor,
-        past_key_values: Cache | None,
-        position_ids: Tensor,
-        blocks: Tensor | None,
-        seq_idx: Tensor | None,
-    ) -> dict[str, Any]:
-        """The attention mask of each layer type in use; a dict (as `generate` prepares for a static cache) is kept."""
-        if isinstance(attention_mask, dict):
-            return attention_mask
-        arguments: dict[str, Any] = {
-            "config": self.config,
-            "inputs_embeds": inputs_embeds,
-            "attention_mask": attention_mask,
-            "position_ids": position_ids,
-            CACHE: past_key_values,
-        }
-        ready = attention_mask is not None and len(attention_mask.shape) != 2
-        if seq_idx is not None and not ready:
-            # It says more than positions that restart; padding is a sample of its own, so that no token sees nothing.
-            same = packed_sequence_mask_function(Samples(seq_idx, inputs_embeds).labels(attention_mask))
-            arguments |= {"position_ids": None, "attention_mask": None, "and_mask_function": same}
-        if self.config.attention_mask == "prefix":
-            refuse_flash(self.config._attn_implementation)
-            # Repeated positions are blanks here, not the beginning of another packed row.
-            arguments |= {"position_ids": None, "attention_mask": additive(arguments["attention_mask"], inputs_embeds)}
-            return {"full_attention": create_causal_mask(**arguments, block_sequence_ids=blocks)}
-        makers = {"full_attention": create_causal_mask, "sliding_attention": create_sliding_window_causal_mask}
-        return {layer_type: makers[layer_type](**arguments) for layer_type in set(self.layer_types)}
 
 
 @auto_docstring(
