@@ -21,8 +21,7 @@ vocabulary = tokenizer.get_vocab()
 ids = {"mask_token_id": "[MASK]", "smask_token_id": "[sMASK]", "gmask_token_id": "[gMASK]", "sop_token_id": "<sop>"}
 config = GlmLikeConfig(
     vocab_size=len(tokenizer), hidden_size=64, num_hidden_layers=1, num_attention_heads=2, num_key_value_heads=1,
-    positions="rotary_2d", attention_mask="prefix", rotary_pairing="halves",
-    rope_parameters={"partial_rotary_factor": 1.0}, pad_token_id=tokenizer.pad_token_id,
+    positions="rotary_2d", attention_mask="prefix", pad_token_id=tokenizer.pad_token_id,
     **{name: vocabulary[token] for name, token in ids.items()},
 )
 length, kind = argument

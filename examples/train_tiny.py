@@ -62,8 +62,6 @@ RECIPE = {
     "tie_word_embeddings": True,
     "attention_mask": "prefix",
     "positions": "rotary_2d",
-    "rotary_pairing": "halves",
-    "rope_parameters": {"partial_rotary_factor": 1.0},
 }
 OBJECTIVE = BlankInfillingObjective(
     token=0.6,

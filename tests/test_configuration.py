@@ -238,3 +238,17 @@ def test_what_this_version_does_not_read_is_named(name: str) -> None:
     fields, message = LATER[name]
     with pytest.raises(GlmLikeError, match=message):
         read_spec(fields)
+
+
+def test_two_dimensional_positions_bring_their_pairing_and_share() -> None:
+    sizes = {"vocab_size": 64, "hidden_size": 64, "num_hidden_layers": 1, "num_attention_heads": 2}
+    config = GlmLikeConfig(**sizes, attention_mask="prefix", positions="rotary_2d")
+    assert (config.rotary_pairing, config.spec.rotary_dim) == ("halves", 32)
+    assert GlmLikeConfig(**config.to_dict()).spec == config.spec
+    fields = {
+        name: value for name, value in config.to_dict().items() if name not in ("rotary_pairing", "rope_parameters")
+    }
+    assert read_spec(fields) == config.spec
+    assert GlmLikeConfig(**sizes).rotary_pairing == "interleaved"
+    with pytest.raises(SpecError, match="expected 'default' and 'halves'"):
+        GlmLikeConfig(**sizes, attention_mask="prefix", positions="rotary_2d", rotary_pairing="interleaved")

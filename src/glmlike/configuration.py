@@ -28,14 +28,16 @@ class GlmLikeConfig(PreTrainedConfig):
     """Configuration of every decoder in the family; defaults are the recipe of the GLM-4 report (arXiv 2406.12793).
 
     The recipe: no bias except on q, k, v; RMSNorm; SwiGLU with a feed-forward of 10/3 x hidden; grouped-query
-    attention; rotary positions on half of each head. Ordinary transformers decoder arguments keep their meaning.
+    attention; rotary positions on half of each head. ``attention_mask="prefix", positions="rotary_2d"`` make it the
+    recipe of a decoder that fills blanks. Ordinary transformers decoder arguments keep their meaning.
     Beyond them:
 
     * ``norm``, ``residual`` (with ``residual_scale``), ``feed_forward``, ``positions``, ``attention_mask``: what tells
       the generations apart; see :class:`~glmlike.spec.DecoderSpec`;
     * ``mask_token_id``, ``smask_token_id``, ``gmask_token_id`` (blanks) and ``sop_token_id`` (start of a piece): with
       ``attention_mask="prefix"``, masks and positions follow from these tokens;
-    * ``rotary_pairing``: ``"interleaved"`` (the GLM line) or ``"halves"`` (LLaMA, Qwen);
+    * ``rotary_pairing``: ``"interleaved"`` (the GLM line) or ``"halves"`` (LLaMA, Qwen, and with
+      ``positions="rotary_2d"``, which rotates whole heads);
     * ``attention_bias``: bias of q, k, v; ``attention_output_bias``: bias of the output projection; ``mlp_bias``;
     * ``prefix_length`` (``pre_seq_len``), ``prefix_projection``: a P-tuning v2 prefix, as ChatGLM repositories have it,
       and the ``prefix_dropout`` of its training (0.1 in the original code); see :mod:`glmlike.ptuning`;
@@ -99,7 +101,7 @@ class GlmLikeConfig(PreTrainedConfig):
     residual_scale: float | int | None = None
     feed_forward: str = "swiglu"
     positions: str = "rotary"
-    rotary_pairing: str = "interleaved"
+    rotary_pairing: str | None = None
     rotary_precision: str = "float32"
     attention_mask: str = "causal"
     sliding_window: int | None = None
@@ -118,7 +120,10 @@ class GlmLikeConfig(PreTrainedConfig):
         kwargs.pop("auto_map", None)  # our classes are registered; a copied auto_map would name files nobody saved
         if kwargs.get("layer_types") is None:
             kwargs.pop("layer_types", None)  # transformers takes the attribute's presence as "layers differ"
-        self.rope_parameters = _fold_rope(self.rope_parameters, kwargs)
+        pairing, share = hub_json.rotary_defaults(self.positions)
+        self.rope_parameters = _fold_rope(self.rope_parameters, kwargs, share)
+        if self.rotary_pairing is None:
+            self.rotary_pairing = pairing
         if self.intermediate_size is None:
             self.intermediate_size = feed_forward_size(self.hidden_size)
         if self.num_key_value_heads is None:
@@ -290,10 +295,10 @@ def as_native(config: PreTrainedConfig) -> GlmLikeConfig:
     return native
 
 
-def _fold_rope(rope_parameters: _RopeDict | None, kwargs: _RopeDict) -> _RopeDict:
+def _fold_rope(rope_parameters: _RopeDict | None, kwargs: _RopeDict, share: float) -> _RopeDict:
     """One dict of all rope settings: ``rope_parameters``, then the keyword arguments that transformers 4 had."""
     rope = {**(kwargs.pop("rope_scaling", None) or {}), **(rope_parameters or {})}
-    for name, default in (("rope_theta", 10_000.0), ("partial_rotary_factor", 0.5)):
+    for name, default in (("rope_theta", 10_000.0), ("partial_rotary_factor", share)):
         given = kwargs.pop(name, None)
         rope.setdefault(name, default if given is None else given)
     rope.setdefault("rope_type", rope.pop("type", "default"))

@@ -14,6 +14,7 @@ from glmlike.hub_json import chatglm, early, llama_style, sat
 from glmlike.hub_json.chatglm import CHATGLM_FIELDS, rope_ratio_is_ambiguous
 from glmlike.hub_json.early import dropped_rows
 from glmlike.hub_json.fields import FORMATS, INTEGER_METHOD, Config, Format, Generation, head_dim, integer_bits
+from glmlike.hub_json.llama_style import rotary_defaults
 from glmlike.hub_json.sat import is_glm_130b
 from glmlike.spec import DecoderSpec
 
@@ -35,6 +36,7 @@ __all__ = [
     "is_glm_130b",
     "read_spec",
     "rope_ratio_is_ambiguous",
+    "rotary_defaults",
     "token_ids",
     "write_config",
 ]

@@ -10,16 +10,22 @@ from glmlike.hub_json.fields import Config, Generation, head_dim, need, number, 
 from glmlike.spec import DecoderSpec, freeze_rope
 
 
+def rotary_defaults(positions: str | None) -> tuple[str, float]:
+    """Pairing and rotated share of a config that leaves them out: the GLM line's; with 2-D positions ChatGLM-6B's."""
+    return ("halves", 1.0) if positions == "rotary_2d" else ("interleaved", 0.5)
+
+
 def read_glmlike(config: Config, where: str, _: Generation | None) -> DecoderSpec:
     """The decoder of one of our own config.json files."""
-    choices = ("norm", "residual", "residual_scale", "feed_forward", "positions", "rotary_pairing", "rotary_precision")
+    choices = ("norm", "residual", "residual_scale", "feed_forward", "positions", "rotary_precision")
     layer_types, window = config.get("layer_types"), config.get("sliding_window")
     if layer_types is None and window is not None:  # transformers' caches read it so: every layer slides
         layer_types = ("sliding_attention",) * _layer_count(config)
+    pairing, factor = rotary_defaults(config.get("positions"))
     return _read_llama_style(
         config,
         where,
-        defaults={"partial_rotary_factor": 0.5, "rms_norm_eps": 1e-5, "max_position_embeddings": 131_072},
+        defaults={"partial_rotary_factor": factor, "rms_norm_eps": 1e-5, "max_position_embeddings": 131_072},
         qkv_bias=or_default(config.get("attention_bias"), True),
         output_bias=or_default(config.get("attention_output_bias"), False),
         mlp_bias=or_default(config.get("mlp_bias"), False),
@@ -27,6 +33,7 @@ def read_glmlike(config: Config, where: str, _: Generation | None) -> DecoderSpe
         sliding_window=window,
         prefix_length=or_default(config.get("prefix_length"), 0),
         prefix_projection=or_default(config.get("prefix_projection"), False),
+        rotary_pairing=or_default(config.get("rotary_pairing"), pairing),
         **{name: config[name] for name in (*choices, "attention_mask") if name in config},
     )
 
