@@ -13,6 +13,8 @@ OLDEST_TESTS := $(addprefix tests/,test_spec.py test_configuration.py test_regis
     test_prefix_encoder.py test_ptuning.py test_integers.py test_quantization.py test_first_release.py test_sat.py \
     test_loading.py test_contracts.py test_chat.py test_tiny.py test_ecosystem.py checkpoint)
 BIN := $(VENV)/bin
+# A process a core, four at the most: each holds torch.
+PARALLEL := -n auto --maxprocesses 4
 
 .PHONY: demo test test-fast test-oldest conformance lint types format benchmarks wheel install clean
 
@@ -20,13 +22,13 @@ demo: $(VENV)/.ready
 	$(BIN)/glmlike demo
 
 test: $(VENV)/.ready
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest $(PARALLEL)
 
 test-fast: $(VENV)/.ready
-	$(BIN)/python -m pytest -m "not slow and not weights"
+	$(BIN)/python -m pytest $(PARALLEL) -m "not slow and not weights"
 
 test-oldest: $(OLDEST)/.ready
-	$(OLDEST)/bin/python -m pytest -m "not slow and not weights" $(OLDEST_TESTS)
+	$(OLDEST)/bin/python -m pytest $(PARALLEL) -m "not slow and not weights" $(OLDEST_TESTS)
 
 conformance: $(VENV)/.ready
 	$(BIN)/python tests/conformance/run.py

@@ -23,13 +23,23 @@ def test_the_demo_does_the_main_job(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "glmlike", "demo", "--out", str(tmp_path / "demo")]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False, cwd=tmp_path)
     assert done.returncode == 0, done.stderr[-3000:]
-    for words in ("greedy: ", "sampling, ", "beam search, ", "before: ", "after: ", "tokens/s", "held-out loss"):
+    for words in (
+        "God created the heaven and",
+        "greedy: ",
+        "sampling, ",
+        "beam search, ",
+        "before: ",
+        "after: ",
+        "tokens/s",
+        "held-out loss",
+    ):
         assert words in done.stdout
     assert "logits equal, bit for bit" in done.stdout
     assert "tensors equal" in done.stdout
     lines = {line.split(": ")[0]: line for line in done.stdout.splitlines()}
     assert lines["before"].removeprefix("before") != lines["after"].removeprefix("after")
-    assert glmlike.verify(tmp_path / "demo" / "merged", tmp_path / "demo" / "chatglm") > 0
+    assert done.stdout.index("fill blanks") < done.stdout.index("greedy: ")
+    assert glmlike.verify(tmp_path / "demo" / "native", tmp_path / "demo" / "chatglm") > 0
     assert glmlike.detect(tmp_path / "demo" / "chatglm").format == "chatglm"
     again = subprocess.run(command, env=environment, capture_output=True, text=True, check=False, cwd=tmp_path)
     assert again.returncode == 2

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from typing import Any
 
 import pytest
@@ -12,6 +13,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import glmlike
 from glmlike.data import CONSTITUTION, TINY
+from glmlike.infilling import fill
 
 
 @pytest.fixture(scope="module")
@@ -34,8 +36,26 @@ def test_it_is_small_and_native() -> None:
     assert sum(path.stat().st_size for path in TINY.iterdir()) <= 8_000_000
     found = glmlike.detect(TINY)
     assert found.format == "glmlike"
-    assert (found.spec.qkv_bias, found.spec.output_bias, found.spec.partial_rotary_factor) == (True, False, 0.5)
+    spec = found.spec
+    assert (spec.norm, spec.residual, spec.feed_forward) == ("rms", "pre", "swiglu")
+    assert (spec.positions, spec.attention_mask, spec.intermediate_size) == ("rotary_2d", "prefix", 640)
+    assert (spec.qkv_bias, spec.output_bias, spec.mlp_bias, spec.num_key_value_heads) == (True, False, False, 2)
     assert {info.dtype for info in found.checkpoint.tensors.values()} == {"BF16"}
+
+
+FILLED = {
+    "In the beginning God created the [MASK] and the earth.": " heaven",
+    "The LORD is my [MASK]; I shall not want.": " shepherd",
+    "床前明月光，疑是地上[MASK]。": "霜",
+    "春眠不觉晓，处处闻[MASK]鸟。": "啼",
+}
+
+
+@pytest.mark.parametrize("text", FILLED)
+def test_its_blanks_are_filled_with_the_texts(text: str, model: Any, tokenizer: Any) -> None:
+    filled = fill(model, tokenizer, text, do_sample=False)
+    assert filled.spans[0].text == FILLED[text]
+    assert filled.filled_text == re.sub(r" ?\[MASK\]", FILLED[text], text)
 
 
 CONTINUATIONS = {
@@ -66,6 +86,7 @@ def test_the_numbers_beside_it_are_measured_on_it(model: Any, tokenizer: Any, tr
             nats += float(model(block, labels=block).loss) * (block.shape[1] - 1)
         assert math.exp(nats / (ids.shape[1] - 1)) == pytest.approx(sample["perplexity"], rel=1e-2)
     assert training["held_out"]["bits_per_byte"] < 2.0
+    assert all(row["model"] > row["n-gram"] for row in training["blanks"].values())
     assert training["loss"][-1]["loss"] < training["loss"][0]["loss"] / 1.5
 
 
@@ -78,7 +99,7 @@ def test_its_tokenizer_is_a_plain_fast_one(tokenizer: Any) -> None:
     assert tokenizer.is_fast
     assert len({tokenizer.pad_token_id, tokenizer.eos_token_id}) == 2
     ids = tokenizer("[MASK] [gMASK]<sop><eop>", add_special_tokens=False)["input_ids"]
-    assert len(ids) == 5  # four reserved tokens and the space
+    assert len(ids) == 4  # a blank takes the white space before it
     batch = tokenizer(["a", "a longer one"], padding=True)
     assert batch["attention_mask"][0][0] == 0  # on the left
 
