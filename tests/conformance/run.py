@@ -94,8 +94,10 @@ def run(extra: Sequence[str]) -> tuple[int, Path]:
     configuration = CACHE / "pytest.ini"
     configuration.write_text("[pytest]\nmarkers =\n" + "".join(f"    {marker}: of the suite\n" for marker in MARKERS))
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-c", str(configuration)]
+    command += ["-n", "auto", "--maxprocesses", "4"]  # a process a core, each of one thread
     command += ["--rootdir", str(HERE), "--junitxml", str(report), str(HERE / "suite_on_our_classes.py"), *extra]
     environment = {**os.environ, "PYTHONPATH": str(root), "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
+    environment["OMP_NUM_THREADS"] = "1"
     return subprocess.run(command, env=environment, cwd=root, check=False).returncode, report
 
 
