@@ -145,7 +145,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     options = parser.parse_args(argv)
     folder = options.folder
     summary = json.loads((folder / "training.json").read_text(encoding="utf8"))
-    seed = summary["hyperparameters"]["seed"]
+    seed = summary["seed"]
     training, held_out = split(text_corpus(options.text) if options.text else debian_corpus(), seed)
     summary["blanks"] = measure(folder, training, held_out, seed)
     text = json.dumps(summary, indent=1, ensure_ascii=False)

@@ -68,12 +68,14 @@ print(tokenizer.decode(output[0]))
 
 ## Training
 
-`examples/train_tiny.py` with the HF Trainer: {steps} steps of {batch} passages of {passage[0]} to {passage[1]} tokens
-({seen:.1f} million), learning rate {learning_rate}, AdamW, cosine schedule, seed {seed}; {minutes:.0f} minutes on
-{hardware}. The objective is blank infilling (`glmlike.infilling.DataCollatorForBlankInfilling`): {objective}.
+`examples/train_tiny.py` with the HF Trainer, AdamW, seed {seed}, {minutes:.0f} minutes on {hardware}, other work beside
+it. The objective is blank infilling (`glmlike.infilling.DataCollatorForBlankInfilling`): {objective}. Texts are cut
+anew into passages in every round; two cosine schedules follow one another:
 
-| step | training loss | held-out loss |
-|---|---|---|
+{cycles}
+
+| cycle | step | training loss | held-out loss |
+|---|---|---|---|
 {losses}
 
 The held-out loss is that of the pieces of held-out passages cut by the same objective. Read as plain text, the held-out
@@ -113,16 +115,16 @@ def tiny() -> str:
     """The card of the embedded model, every number read or measured now."""
     training = json.loads((TINY / "training.json").read_text(encoding="utf8"))
     spec = glmlike.detect(TINY).spec
-    how = training["hyperparameters"]
     return CARD.format(
         parameters=spec.num_parameters / 1e6,
         architecture=_architecture(spec),
         data=_data(training["data"]),
-        repeats=f"One document in fifty is held out. {_repeats(training['data']['repeats'])}",
-        seen=training["tokens"]["seen"] / 1e6,
-        minutes=training["seconds"] / 60,
+        repeats="One document in fifty is held out.",
+        seed=training["seed"],
+        cycles=_cycles(training["cycles"]),
+        minutes=sum(cycle["seconds"] for cycle in training["cycles"]) / 60,
         hardware=training["hardware"],
-        losses=_losses(training),
+        losses=_losses(training["cycles"]),
         perplexity=training["held_out"]["perplexity"],
         bits=training["held_out"]["bits_per_byte"],
         objective=_objective(training["objective"]),
@@ -133,7 +135,7 @@ def tiny() -> str:
         vocabulary=spec.vocab_size,
         formats=_formats(spec),
         context=spec.max_position_embeddings,
-        **how,
+        passage=training["passage"],
     )
 
 
@@ -162,16 +164,24 @@ def _data(data: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def _repeats(repeats: dict[str, int]) -> str:
-    return " ".join(f"{name} are seen {times} times in each epoch." for name, times in repeats.items())
+def _cycles(cycles: list[dict[str, Any]]) -> str:
+    lines = ["| cycle | rounds | steps | passages a step | passages | each poem, a round | learning rate | tokens |"]
+    lines.append("|" + "---|" * 8)
+    for number, row in enumerate(cycles, start=1):
+        lines.append(
+            f"| {number} | {row['rounds']} | {row['steps']} | {row['batch']} | {row['lengths']} "
+            f"| {row['repeats']} times | {row['learning_rate']} | {row['tokens'] / 1e6:.1f} million |"
+        )
+    return "\n".join(lines)
 
 
-def _losses(training: dict[str, Any]) -> str:
-    trained = {row["step"]: row["loss"] for row in training["loss"]}
+def _losses(cycles: list[dict[str, Any]]) -> str:
     rows = []
-    for row in training["held_out_loss"]:
-        before = max(step for step in trained if step <= row["step"])
-        rows.append(f"| {row['step']} | {trained[before]} | {row['loss']} |")
+    for number, cycle in enumerate(cycles, start=1):
+        trained = {row["step"]: row["loss"] for row in cycle["loss"]}
+        for row in cycle["held_out_loss"]:
+            before = max(step for step in trained if step <= row["step"])
+            rows.append(f"| {number} | {row['step']} | {trained[before]} | {row['loss']} |")
     return "\n".join(rows)
 
 

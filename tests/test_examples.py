@@ -49,21 +49,24 @@ def test_pipeline() -> None:
 
 
 def test_train_tiny_on_ones_own_text(tmp_path: Path) -> None:
-    arguments = ["--output", str(tmp_path / "out"), "--text", str(CONSTITUTION), "--steps", "4", "--batch", "4"]
+    arguments = ["--output", str(tmp_path / "out"), "--text", str(CONSTITUTION), "--steps", "4", "--cycles", "1"]
     summary = script("examples/train_tiny.py").main([*arguments, "--vocab-size", "400"])
     assert json.loads((tmp_path / "out" / "training.json").read_text()) == summary
-    assert summary["hyperparameters"]["steps"] == 4
+    assert [cycle["steps"] for cycle in summary["cycles"]] == [4]
     model = AutoModelForCausalLM.from_pretrained(tmp_path / "out")
     tokenizer = AutoTokenizer.from_pretrained(tmp_path / "out")
     assert model.dtype == torch.bfloat16
     assert model.config.vocab_size == len(tokenizer) == 400
     assert tokenizer.decode(tokenizer("We the People")["input_ids"]) == "We the People"
+    second = ["--start", str(tmp_path / "out"), "--output", str(tmp_path / "second"), *arguments[2:4], "--steps", "2"]
+    summary = script("examples/train_tiny.py").main(second)
+    assert [cycle["steps"] for cycle in summary["cycles"]] == [4, 2]
     sys.path.insert(0, str(ROOT / "examples"))
     try:
-        blanks = script("examples/held_out_blanks.py").main([str(tmp_path / "out"), "--text", str(CONSTITUTION)])
+        blanks = script("examples/held_out_blanks.py").main([str(tmp_path / "second"), "--text", str(CONSTITUTION)])
     finally:
         sys.path.remove(str(ROOT / "examples"))
-    assert json.loads((tmp_path / "out" / "training.json").read_text()) == {**summary, "blanks": blanks}
+    assert json.loads((tmp_path / "second" / "training.json").read_text()) == {**summary, "blanks": blanks}
     assert blanks["English"]["blanks"] > 10
     assert blanks["English"]["n-gram"] > 0
 
