@@ -271,11 +271,7 @@ class GlmLikeModel(GlmLikePreTrainedModel):
         blocks = visible_contexts(self.config, input_ids, position_ids, attention_mask, past_key_values, seq_idx)
         if seq_idx is not None:
             require_kernel(
-                self.config._attn_implementation,
-                seq_idx.shape[0],
-                attention_mask,
-                kwargs.get("cu_seq_lens_q"),
-                sliding="sliding_attention" in self.layer_types,
+                self.config._attn_implementation, seq_idx.shape[0], attention_mask, kwargs.get("cu_seq_lens_q")
             )
         masks = attention_masks(
             self.config,

@@ -69,18 +69,16 @@ def require_packable(seq_idx: Tensor, like: Tensor, cache: Any, attention_mask: 
         )
 
 
-def require_kernel(
-    attention: str | None, rows: int, attention_mask: Any, cu_seq_lens: Any, *, sliding: bool = False
-) -> None:
+def require_kernel(attention: str | None, rows: int, attention_mask: Any, cu_seq_lens: Any) -> None:
     """Raise ValueError where an attention implementation would let packed samples see each other.
 
     Flash attention takes no mask: it cuts samples at ``cu_seq_lens_q``, or, in one row without padding, where positions
-    restart. Flex attention gave other logits than the samples alone where layers slide (torch 2.13, on a CPU).
+    restart. Flex attention (torch 2.13, on a CPU) now and then runs a kernel that it compiled for another packing.
     """
-    if sliding and attention == "flex_attention":
+    if attention == "flex_attention":
         raise ValueError(
-            "seq_idx with attn_implementation='flex_attention' and sliding layers: packed samples come out wrong "
-            "there. Use 'sdpa' or 'eager', or give one sample a row."
+            "seq_idx with attn_implementation='flex_attention': its compiled kernels can mix up the samples of a row. "
+            "Use 'sdpa' or 'eager', or give one sample a row."
         )
     if attention is None or "flash" not in attention or cu_seq_lens is not None:
         return
