@@ -15,9 +15,8 @@ from glmlike.infilling import fill
 
 HERE = Path(__file__).parent
 BLANKS = (
+    "And the LORD said unto [MASK], Speak unto the children of Israel.",
     "In the beginning God created the [MASK] and the earth.",
-    "The LORD is my [MASK]; I shall not want.",
-    "Blessed are the [MASK] in spirit: for theirs is the kingdom of heaven.",
     "床前明月光，疑是地上[MASK]。",
     "春眠不觉晓，处处闻[MASK]鸟。",
 )
@@ -48,7 +47,7 @@ from glmlike.infilling import fill
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 tokenizer, model = AutoTokenizer.from_pretrained(TINY), AutoModelForCausalLM.from_pretrained(TINY, dtype="float32")
-print(fill(model, tokenizer, "In the beginning God created the [MASK] and the earth.").filled_text)
+print(fill(model, tokenizer, "床前明月光，疑是地上[MASK]。").filled_text)
 
 output = model.generate(**tokenizer("And it came to", return_tensors="pt"), max_new_tokens=20, do_sample=False)
 print(tokenizer.decode(output[0]))
@@ -69,8 +68,8 @@ print(tokenizer.decode(output[0]))
 ## Training
 
 `examples/train_tiny.py` with the HF Trainer, AdamW, seed {seed}, {minutes:.0f} minutes on {hardware}, other work beside
-it. The objective is blank infilling (`glmlike.infilling.DataCollatorForBlankInfilling`): {objective}. Texts are cut
-anew into passages in every round; two cosine schedules follow one another:
+it. The objective is blank infilling (`glmlike.infilling.DataCollatorForBlankInfilling`): {objective}. Texts are
+cut anew into passages in every round; the cosine schedules follow one another:
 
 {cycles}
 
@@ -85,7 +84,8 @@ documents have a perplexity of {perplexity} a token, {bits} bits a byte.
 
 One word (English) or character (Chinese) of each held-out line is a blank, with the neighbouring lines around it; an
 answer counts if it is the word (`examples/held_out_blanks.py`). The n-gram model is a trigram model of the same
-training text, Witten-Bell smoothed, that picks the word which makes the line likeliest.
+training text, Witten-Bell smoothed, that picks the word which makes the line likeliest. This model does not reach it:
+it has learnt to read what stands before a blank, and makes little of what stands after it.
 
 {blanks}
 
@@ -165,12 +165,16 @@ def _data(data: dict[str, Any]) -> str:
 
 
 def _cycles(cycles: list[dict[str, Any]]) -> str:
-    lines = ["| cycle | rounds | steps | passages a step | passages | each poem, a round | learning rate | tokens |"]
-    lines.append("|" + "---|" * 8)
+    lines = [
+        "| cycle | rounds | steps | passages a step | passages | each poem, a round | spans | learning rate | tokens |"
+    ]
+    lines.append("|" + "---|" * 9)
     for number, row in enumerate(cycles, start=1):
         lines.append(
             f"| {number} | {row['rounds']} | {row['steps']} | {row['batch']} | {row['lengths']} "
-            f"| {row['repeats']} times | {row['learning_rate']} | {row['tokens'] / 1e6:.1f} million |"
+            f"| {row['repeats']} times "
+            f"| mean {row['objective']['mean_span']:g}, {row['objective']['token']:.0%} of samples "
+            f"| {row['learning_rate']} | {row['tokens'] / 1e6:.1f} million |"
         )
     return "\n".join(lines)
 

@@ -24,7 +24,7 @@ def test_the_demo_does_the_main_job(tmp_path: Path) -> None:
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False, cwd=tmp_path)
     assert done.returncode == 0, done.stderr[-3000:]
     for words in (
-        "God created the heaven and",
+        "疑是地上霜",
         "greedy: ",
         "sampling, ",
         "beam search, ",

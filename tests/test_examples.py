@@ -60,7 +60,7 @@ def test_train_tiny_on_ones_own_text(tmp_path: Path) -> None:
     assert tokenizer.decode(tokenizer("We the People")["input_ids"]) == "We the People"
     second = ["--start", str(tmp_path / "out"), "--output", str(tmp_path / "second"), *arguments[2:4], "--steps", "2"]
     summary = script("examples/train_tiny.py").main(second)
-    assert [cycle["steps"] for cycle in summary["cycles"]] == [4, 2]
+    assert [cycle["steps"] for cycle in summary["cycles"]] == [4, 2, 2]
     sys.path.insert(0, str(ROOT / "examples"))
     try:
         blanks = script("examples/held_out_blanks.py").main([str(tmp_path / "second"), "--text", str(CONSTITUTION)])
