@@ -17,6 +17,7 @@ from glmlike.renamed import CACHE
 from native_models import FAMILIES, native_model, to_native, twin
 
 TOLERANCE = 2e-5  # float32: gate and up in one product and in two are rounded differently
+RELATIVE = 1e-4  # logits of random decoders reach tens; a wrong order or mask shows as differences of whole units
 
 ROPES: dict[str, dict[str, Any]] = {
     "default": {"rope_type": "default", "rope_theta": 500.0},
@@ -95,7 +96,7 @@ def check_all_ways(theirs: Any, ours: Any) -> None:
     for way in ways:
         expected, found = (model(tokens, **way).logits for model in (theirs, ours))
         real = way["attention_mask"].bool() if "attention_mask" in way else slice(None)
-        assert_close(found[real], expected[real], atol=TOLERANCE, rtol=0)
+        assert_close(found[real], expected[real], atol=TOLERANCE, rtol=RELATIVE)
     caches: list[Any] = [None, None]
     for start, stop in ((0, 15), (15, 16), (16, 21)):
         outputs = []
@@ -103,7 +104,7 @@ def check_all_ways(theirs: Any, ours: Any) -> None:
             output = model(tokens[:, start:stop], use_cache=True, **{CACHE: caches[which]})
             caches[which] = output[CACHE]
             outputs.append(output.logits)
-        assert_close(outputs[1], outputs[0], atol=TOLERANCE, rtol=0)
+        assert_close(outputs[1], outputs[0], atol=TOLERANCE, rtol=RELATIVE)
 
 
 @settings(max_examples=60, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow])
@@ -133,7 +134,7 @@ def test_loss_and_gradients_agree(family: str) -> None:
     tokens = random_tokens(90, 2, 21)
     labels = tokens.masked_fill(tokens % 7 == 0, -100)
     losses = [model(tokens, labels=labels).loss for model in (theirs, ours)]
-    assert_close(losses[1], losses[0], atol=TOLERANCE, rtol=0)
+    assert_close(losses[1], losses[0], atol=TOLERANCE, rtol=RELATIVE)
     for loss in losses:
         loss.backward()
     expected = to_native({name: p.grad for name, p in theirs.named_parameters()}, family, ours.config.spec)
