@@ -102,6 +102,8 @@ class Phase(NamedTuple):
     rate: float
     known: int = 1
     """How often a chapter that people know by heart is seen in a round."""
+    rest: int = 1
+    """How often other chapters are."""
 
 
 # With many blanks a step teaches more; later phases also have samples of one blank alone, as people write them.
@@ -110,6 +112,7 @@ PHASES = (
     Phase(rounds=6, objective=OBJECTIVE, rate=1.0),
     Phase(rounds=1, objective=ONE_BLANK, rate=0.5),
     Phase(rounds=2, objective=ONE_BLANK, rate=0.4, known=REPEATS),
+    Phase(rounds=1, objective=ONE_BLANK, rate=0.25, known=REPEATS, rest=0),  # what people know by heart, once more
 )
 
 
@@ -159,13 +162,13 @@ def split(documents: Sequence[Document], seed: int) -> tuple[list[Document], lis
     return order[held_out:], order[:held_out]
 
 
-def repeated(documents: Sequence[Document], repeats: int, known: int = 1) -> list[str]:
-    """The texts of the documents, those of poems ``repeats`` times, those of ``KNOWN`` chapters ``known`` times."""
+def repeated(documents: Sequence[Document], repeats: int, known: int = 1, rest: int = 1) -> list[str]:
+    """The texts of documents: poems ``repeats`` times, ``KNOWN`` chapters ``known`` times, others ``rest`` times."""
 
     def times(document: Document) -> int:
         if document.collection in POEMS:
             return repeats
-        return known if document.name in KNOWN else 1
+        return known if document.name in KNOWN else rest
 
     return [document.text for document in documents for _ in range(times(document))]
 
@@ -423,7 +426,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     model, tokenizer, history = _begin(options, repeated(training, REPEATS))
     for phase in PHASES[len(history) : options.phases]:
         rng = random.Random(options.seed + len(history))
-        texts = repeated(training, REPEATS, phase.known)
+        texts = repeated(training, REPEATS, phase.known, phase.rest) or repeated(training, REPEATS)
         examples = [passage for _ in range(phase.rounds) for passage in passages(texts, tokenizer, rng)]
         state, seconds = train(model, tokenizer, examples, passages(held_out_texts, tokenizer, rng), phase, options)
         history.append(_summary(phase, state, seconds, examples))
@@ -462,6 +465,7 @@ def _summary(phase: Phase, state: Any, seconds: float, examples: Sequence[dict[s
         "rounds": phase.rounds,
         "rate": phase.rate,
         "known": phase.known,
+        "rest": phase.rest,
         "objective": asdict(phase.objective),
         "steps": state.global_step,
         "tokens": sum(len(passage["input_ids"]) for passage in examples[: state.global_step * BATCH]),
