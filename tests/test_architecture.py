@@ -24,8 +24,9 @@ MAY: dict[str, set[str]] = {
     "hub_json/__init__": {
         *("glmlike.errors", "glmlike.spec"),
         *("glmlike.hub_json.fields", "glmlike.hub_json.chatglm", "glmlike.hub_json.early"),
-        *("glmlike.hub_json.llama_style", "glmlike.hub_json.sat"),
+        *("glmlike.hub_json.llama_style", "glmlike.hub_json.meta", "glmlike.hub_json.sat"),
     },
+    "hub_json/meta": {"glmlike.errors", "glmlike.hub_json.fields", "glmlike.spec"},
     "published": {"glmlike.hub_json", "glmlike.hub_json.early", "glmlike.hub_json.sat", "glmlike.spec"},
     "configuration": {
         "glmlike",
@@ -110,11 +111,24 @@ MAY: dict[str, set[str]] = {
     "checkpoint/ranks": {
         *("torch", "glmlike.errors", "glmlike.integers", "glmlike.checkpoint.headers", "glmlike.checkpoint.layouts"),
         *("glmlike.checkpoint.quantized", "glmlike.checkpoint.shards", "glmlike.checkpoint.splits"),
+        *("glmlike.checkpoint.inside", "glmlike.checkpoint.torch_zip"),
+    },
+    "checkpoint/inside": {"glmlike.errors"},
+    "checkpoint/pickles": set(),
+    "checkpoint/headers": {"glmlike.errors"},
+    "checkpoint/torch_zip": {
+        *("torch", "glmlike.errors"),
+        *("glmlike.checkpoint.headers", "glmlike.checkpoint.pickles"),
+    },
+    "checkpoint/given": {"glmlike.errors", "glmlike.published", "glmlike.spec"},
+    "checkpoint/ranked": {
+        *("torch", "glmlike.hub_json", "glmlike.spec"),
+        *("glmlike.checkpoint.meta", "glmlike.checkpoint.ranks", "glmlike.checkpoint.sat"),
     },
     "checkpoint/on_the_fly": {
         *("torch", "transformers", "glmlike.errors", "glmlike.spec", "glmlike.checkpoint.rules"),
         *("glmlike.checkpoint.convert", "glmlike.checkpoint.lazy", "glmlike.checkpoint.native"),
-        "glmlike.checkpoint.ranks",
+        *("glmlike.checkpoint.inside", "glmlike.checkpoint.ranked", "glmlike.checkpoint.shards"),
         *("glmlike.checkpoint.formats", "glmlike.checkpoint.layouts", "glmlike.hub_json"),
     },
 }

@@ -24,7 +24,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
-_FORMATS = "glmlike, glm-10b, glm-130b, chatglm-6b, chatglm, glm, glm4, llama or qwen2"
+_FORMATS = "glmlike, glm-10b, glm-130b, chatglm-6b, chatglm, glm, glm4, llama, qwen2 or meta"
 Folder = Annotated[Path, typer.Argument(help="a checkpoint's folder, in any known format", show_default=False)]
 AsJson = Annotated[bool, typer.Option("--json", help="print JSON instead of a table")]
 # typer reads these annotations at run time, where Python 3.10 needs Optional.
@@ -37,7 +37,7 @@ GenerationOption = Annotated[
 
 SpecOption = Annotated[
     Optional[str],  # noqa: UP045
-    typer.Option("--spec", help="glm-130b: the decoder of rank files that have no model_config.json"),
+    typer.Option("--spec", help="the decoder of rank files that have no model_config.json or params.json"),
 ]
 
 
@@ -122,7 +122,7 @@ def convert(
     max_shard_size: Annotated[str, typer.Option(help="the largest file to write")] = "5GB",
     tensor_parallel: Annotated[
         Optional[int],  # noqa: UP045
-        typer.Option(help="with --to glm-130b: the number of rank files to write", show_default="1"),
+        typer.Option(help="with --to glm-130b or meta: the number of rank files to write", show_default="1"),
     ] = None,
     as_json: AsJson = False,
 ) -> None:

@@ -254,7 +254,7 @@ def translate(config_dict: Mapping[str, Any], generation: hub_json.Generation | 
     """
     fields = {key: value for key, value in config_dict.items() if key != "auto_map"}
     model_type = fields.get("model_type")
-    if model_type == "glmlike" or (model_type is None and not hub_json.is_glm_130b(fields)):
+    if model_type == "glmlike" or (model_type is None and not hub_json.is_launch_arguments(fields)):
         return fields
     where = str(config_dict.get("_name_or_path") or f"config.json of model_type {model_type!r}")
     if model_type == "chatglm" and "num_hidden_layers" in fields and "num_layers" not in fields:

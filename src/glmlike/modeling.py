@@ -36,6 +36,7 @@ from glmlike.loading import (
     open_folder,
     require_decoder,
     require_integers_declared,
+    require_readable,
     require_shapes,
     resolve_config,
     resolve_files,
@@ -106,11 +107,11 @@ class GlmLikePreTrainedModel(PreTrainedModel):
     """What all heads share: loading from any known format, saving in the native one.
 
     ``from_pretrained`` takes a folder or Hub id in any known format (glmlike, glm-10b, glm-130b, chatglm-6b, chatglm,
-    glm, glm4, llama, qwen2), and every argument transformers knows; ``generation="chatglm2"`` (or ``"chatglm3"``)
+    glm, glm4, llama, qwen2, meta), and every argument transformers knows; ``generation="chatglm2"`` (or ``"chatglm3"``)
     answers what ``rope_ratio`` means in the one case where no config field does. Pre-quantized ChatGLM folders become
-    floats, or stay integers with ``quantization_config=GlmIntConfig(dequantize=False)``. GLM-130B's folders of rank
-    files have no config.json; ``spec`` (a name such as ``"glm-130b"``, or a DecoderSpec) says their decoder where they
-    have no ``model_config.json`` either and their shapes leave it open. ``save_pretrained`` writes native names and a
+    floats, or stay integers with ``quantization_config=GlmIntConfig(dequantize=False)``. Folders of rank
+    files (GLM-130B, Meta's LLaMA) have no config.json; ``spec`` (a name such as ``"glm-130b"``, or a DecoderSpec) says
+    their decoder where no ``model_config.json`` or ``params.json`` does and their shapes leave it open. ``save_pretrained`` writes native names and a
     ``glmlike`` config, whatever was loaded: what was read from fused matrices, then quantized, reloads exactly.
     """
 
@@ -161,6 +162,7 @@ class GlmLikePreTrainedModel(PreTrainedModel):
         opened = open_folder(pretrained_model_name_or_path, config, spec, kwargs)
         if opened is not None:
             pretrained_model_name_or_path, config, kwargs["state_dict"] = None, *opened
+        require_readable(pretrained_model_name_or_path, kwargs)
         config = resolve_config(pretrained_model_name_or_path, config, generation, kwargs)
         config = resolve_files(pretrained_model_name_or_path, config, kwargs)
         return_info = kwargs.pop("output_loading_info", False)

@@ -12,12 +12,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from glmlike.checkpoint import sat
 from glmlike.checkpoint.formats import TABLES, FormatTable, table_of
+from glmlike.checkpoint.given import require_agreement, require_divisible
 from glmlike.checkpoint.headers import require_shapes
+from glmlike.checkpoint.inside import require_inside
 from glmlike.checkpoint.layouts import same_bits
 from glmlike.checkpoint.quantized import SCALE, find_integers, with_integers
-from glmlike.checkpoint.ranks import is_ranked, write_ranks
+from glmlike.checkpoint.ranked import RANKED, ranked_format
 from glmlike.checkpoint.rules import Rule, by_native, require_exact
 from glmlike.checkpoint.shards import (
     Checkpoint,
@@ -132,21 +133,22 @@ def detect(
 ) -> Detection:
     """What ``folder`` holds, from the fields of its config.json, checked against every tensor's name and shape.
 
-    GLM-130B's folders (``latest`` and rank files) have no config.json: their ``model_config.json`` says the decoder, or
-    ``spec``, a name of :mod:`glmlike.published` or a DecoderSpec, or else the shapes. Where a config.json is, ``spec``
-    must agree with it.
+    Folders of rank files have no config.json. GLM-130B's (``latest``): their ``model_config.json`` says the decoder, or
+    ``spec``, a name of :mod:`glmlike.published` or a DecoderSpec, or else the shapes. Meta's LLaMA
+    (``consolidated.NN.pth``): ``params.json`` or ``spec``. Where a config.json is, ``spec`` must agree with it.
 
     Raises:
         ConfigError: config.json is absent, unreadable or of no known format, or contradicts ``spec``.
         CheckpointError: the weights are damaged, or are not what config.json describes.
     """
     folder = Path(folder)
-    if not (folder / "config.json").exists() and is_ranked(folder):
-        decoder, config, said_by, checkpoint = sat.open_folder(folder, spec)
-        found = Detection(folder, "glm-130b", decoder, config, checkpoint, said_by)
+    ranked = ranked_format(folder)
+    if ranked is not None:
+        decoder, config, said_by, checkpoint = RANKED[ranked].open_folder(folder, spec)
+        found = Detection(folder, ranked, decoder, config, checkpoint, said_by)
     else:
         found = _detect_by_config(folder, generation)
-        sat.require_agreement(found.spec, spec, folder / "config.json")
+        require_agreement(found.spec, spec, folder / "config.json")
     expected = with_integers(found.table.foreign_shapes(found.spec), found.integers, found.bits or 8)
     tensors = found.checkpoint.tensors
     require_exact(expected, tensors.keys() - _set_aside(found), str(folder), found.said_by)
@@ -158,15 +160,13 @@ def _detect_by_config(folder: Path, generation: Generation | None) -> Detection:
     path = folder / "config.json"
     if not path.exists():
         raise ConfigError(
-            f"{path}: not there. Pass a checkpoint's folder, with its config.json (GLM-130B's have 'latest' instead)."
+            f"{path}: not there. Pass a checkpoint's folder, with its config.json (rank files have none: GLM-130B's "
+            "have 'latest' instead, Meta's LLaMA params.json and consolidated.NN.pth)."
         )
     config = read_json(path)
     fmt = detect_config(config, str(path))
-    if TABLES[fmt].splits:
-        raise ConfigError(
-            f"{path}: holds the launch arguments of rank files. Name it {sat.ARGUMENTS}, beside 'latest' and the "
-            "folder of the rank files."
-        )
+    if fmt in RANKED:
+        raise ConfigError(f"{path}: holds the launch arguments of rank files. Name it {RANKED[fmt].file}, beside them.")
     spec = read_spec(config, str(path), generation=generation)
     checkpoint = _whole_names(open_checkpoint(folder), TABLES[fmt])
     if spec.prefix_length and not any("prefix_encoder." in name for name in checkpoint.tensors):
@@ -208,8 +208,9 @@ def convert(
 
     config.json is written for the target; tokenizer, generation config, chat template, licence and card are copied;
     code files are not. ``dst`` appears whole or not at all. ``generation`` and ``spec`` are those of :func:`detect`.
-    ``to="glm-130b"`` writes ``model_config.json`` and ``tensor_parallel`` rank files (default 1), each of which is held
-    in memory while it is written; integers (int8, int4) become floating point, as in every conversion.
+    ``to="glm-130b"`` and ``to="meta"`` write ``model_config.json`` or ``params.json``, and ``tensor_parallel`` rank
+    files (default 1), each of which is held in memory while it is written; integers (int8, int4) become floating point,
+    as in every conversion.
 
     Raises:
         ConfigError, CheckpointError: ``src`` cannot be read as what it says it is.
@@ -224,13 +225,13 @@ def convert(
     source = detect(src, generation=generation, spec=spec)
     config = {**_undefaulted_tokens(to), **_carried(source), **write_config(source.spec, to)}
     ranks = 1 if tensor_parallel is None else tensor_parallel
-    if TABLES[to].splits:
-        sat.require_divisible(source.spec, ranks)
-        config["model_parallel_size"] = ranks
+    if to in RANKED:
+        require_divisible(source.spec, ranks)
+        config = RANKED[to].arguments(config, ranks)
     target = Path(dst)
     with whole_folder(target, source.folder) as partial:
         tensors, size = _write_weights(partial, source, TABLES[to], limit, ranks)
-        name = sat.ARGUMENTS if TABLES[to].splits else "config.json"
+        name = RANKED[to].file if to in RANKED else "config.json"
         (partial / name).write_text(json.dumps(config, indent=2) + "\n", encoding="utf8")
         _copy_companions(source.folder, partial)
     return ConversionReport(
@@ -255,11 +256,12 @@ def _carried(source: Detection) -> dict[str, Any]:
 
 
 def _require_its_own_options(to: Format, max_shard_size: str | int, tensor_parallel: int | None) -> None:
-    if not TABLES[to].splits and tensor_parallel is not None:
+    if to not in RANKED and tensor_parallel is not None:
         raise ConfigError(
-            f"tensor_parallel={tensor_parallel!r} with to={to!r}: only 'glm-130b' has rank files. Drop it."
+            f"tensor_parallel={tensor_parallel!r} with to={to!r}: only {' and '.join(map(repr, RANKED))} have rank "
+            "files. Drop it."
         )
-    if TABLES[to].splits and max_shard_size != _SHARD_SIZE:
+    if to in RANKED and max_shard_size != _SHARD_SIZE:
         raise ConfigError(
             f"max_shard_size={max_shard_size!r} with to={to!r}: it has one file a rank. Pass tensor_parallel instead."
         )
@@ -267,8 +269,8 @@ def _require_its_own_options(to: Format, max_shard_size: str | int, tensor_paral
 
 def _write_weights(folder: Path, source: Detection, table: FormatTable, limit: int, ranks: int) -> tuple[int, int]:
     """Write every tensor of the target format; the number of tensors and bytes written."""
-    if table.splits:
-        return write_ranks(folder, lambda: _foreign_tensors(source, table), table.split_of, ranks)
+    if table.name in RANKED:
+        return RANKED[table.name].write(folder, lambda: _foreign_tensors(source, table), source.spec, ranks)
     index = write_shards(folder, _foreign_tensors(source, table), limit)
     return len(index["weight_map"]), index["metadata"]["total_size"]
 
@@ -330,12 +332,12 @@ def _copy_companions(source: Path, target: Path) -> None:
         if path.is_dir():
             shutil.copytree(path, target / path.name, ignore=shutil.ignore_patterns("*.py", "*.pyc"))
         elif path.name == "tokenizer_config.json":
-            fields = json.loads(path.read_text(encoding="utf8"))
+            fields = read_json(path)
             fields.pop("auto_map", None)  # names code files, which are not copied
             text = json.dumps(fields, indent=2, ensure_ascii=False) + "\n"
             (target / path.name).write_text(text, encoding="utf8")
         else:
-            shutil.copyfile(path, target / path.name)
+            shutil.copyfile(require_inside(path, source), target / path.name)
 
 
 def fingerprint(

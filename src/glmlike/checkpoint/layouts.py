@@ -124,6 +124,29 @@ class PerHead:
 
 
 @dataclass(frozen=True)
+class Neighbours:
+    """The rows of each head reordered: native pairs features half a head apart, the foreign tensor neighbours."""
+
+    head_dim: int
+    natives = 1
+    foreigns = 1
+
+    def to_native(self, foreign: Sequence[Tensor]) -> list[Tensor]:
+        return [self._reordered(foreign[0], (self.head_dim // 2, 2))]
+
+    def to_foreign(self, native: Sequence[Tensor]) -> list[Tensor]:
+        return [self._reordered(native[0], (2, self.head_dim // 2))]
+
+    def foreign_shapes(self, native: Sequence[Shape]) -> list[Shape]:
+        return list(native)
+
+    def _reordered(self, rows: Tensor, pairs: tuple[int, int]) -> Tensor:
+        if rows.shape[0] % self.head_dim or self.head_dim % 2:
+            raise CheckpointError(f"found {rows.shape[0]} rows, expected heads of {self.head_dim}, in pairs")
+        return rows.reshape(-1, *pairs, *rows.shape[1:]).transpose(1, 2).reshape(rows.shape)
+
+
+@dataclass(frozen=True)
 class Repeated:
     """One native tensor is stored ``foreigns`` times: a tied head in a format that always stores one."""
 

@@ -34,16 +34,21 @@ class Cut:
     """Equal stretches of dimension ``dim``; of ``parts`` parts that lie end to end there, each is cut on its own.
 
     ``Cut(0)`` is a column-parallel matrix, ``Cut(1)`` a row-parallel one (Megatron-LM, arXiv 1909.08053);
-    ``Cut(0, parts=2)`` a gated feed-forward's, where rank i holds ``[first_i; second_i]``.
+    ``Cut(0, parts=2)`` a gated feed-forward's, where rank i holds ``[first_i; second_i]``. Of a matrix with fewer heads
+    than ranks, ``copies`` ranks in a row hold the same piece.
     """
 
     dim: int
     parts: int = 1
+    copies: int = 1
 
     def join(self, pieces: Sequence[Tensor]) -> Tensor:
         import torch
 
         self.whole_shape(tuple(pieces[0].shape), len(pieces))
+        if self.copies > 1:
+            alike = (pieces[first : first + self.copies] for first in range(0, len(pieces), self.copies))
+            pieces = [Replicated().join(copies) for copies in alike]
         if len(pieces) == 1:
             return pieces[0]
         per_rank = [piece.chunk(self.parts, self.dim) for piece in pieces]
@@ -52,16 +57,22 @@ class Cut:
     def cut(self, whole: Tensor, ranks: int) -> list[Tensor]:
         import torch
 
+        if ranks % self.copies:
+            raise CheckpointError(f"{self.copies} copies of each piece cannot be over {ranks} ranks")
+        ranks //= self.copies
         if whole.shape[self.dim] % (self.parts * ranks):
             raise CheckpointError(f"{whole.shape[self.dim]} features cannot be cut evenly over {ranks} ranks")
         stretches = whole.chunk(self.parts * ranks, self.dim)
         by_rank = [stretches[rank::ranks] for rank in range(ranks)]
-        return [mine[0] if len(mine) == 1 else torch.cat(mine, self.dim) for mine in by_rank]
+        pieces = [mine[0] if len(mine) == 1 else torch.cat(mine, self.dim) for mine in by_rank]
+        return [piece for piece in pieces for _ in range(self.copies)]
 
     def whole_shape(self, piece: Shape, ranks: int) -> Shape:
         if len(piece) <= self.dim or piece[self.dim] % self.parts:
             raise CheckpointError(f"found shape {list(piece)}, expected {self.parts} equal parts along dim {self.dim}")
-        return tuple(size * ranks if at == self.dim else size for at, size in enumerate(piece))
+        if ranks % self.copies:
+            raise CheckpointError(f"{self.copies} copies of each piece cannot be over {ranks} ranks")
+        return tuple(size * (ranks // self.copies) if at == self.dim else size for at, size in enumerate(piece))
 
 
 @dataclass(frozen=True)
