@@ -111,8 +111,9 @@ class GlmLikePreTrainedModel(PreTrainedModel):
     answers what ``rope_ratio`` means in the one case where no config field does. Pre-quantized ChatGLM folders become
     floats, or stay integers with ``quantization_config=GlmIntConfig(dequantize=False)``. Folders of rank
     files (GLM-130B, Meta's LLaMA) have no config.json; ``spec`` (a name such as ``"glm-130b"``, or a DecoderSpec) says
-    their decoder where no ``model_config.json`` or ``params.json`` does and their shapes leave it open. ``save_pretrained`` writes native names and a
-    ``glmlike`` config, whatever was loaded: what was read from fused matrices, then quantized, reloads exactly.
+    their decoder where no ``model_config.json`` or ``params.json`` does and their shapes leave it open.
+    ``save_pretrained`` writes native names and a ``glmlike`` config, whatever was loaded: what was read from fused
+    matrices, then quantized, reloads exactly.
     """
 
     config: GlmLikeConfig
