@@ -60,7 +60,7 @@ class InfillingGenerationMixin(GenerationMixin):
         Called by ``from_pretrained``. A file, or a config that is passed, is the user's and stays as it is.
         """
         super().adjust_generation_fn(generation_config, *args, **kwargs)
-        if generation_config is not None or not self.can_generate():  # type: ignore[attr-defined]
+        if generation_config is not None or not self.can_generate():
             return
         stops = all_stops(self.config)
         if stops is not None and not _has_generation_file(*args, **kwargs):

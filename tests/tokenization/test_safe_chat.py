@@ -9,10 +9,10 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tokenizers_for_tests import GENERATIONS_THAT_CHAT, small_tokenizer_of
 
 from glmlike.tokenization.chat import control_tokens
 from glmlike.tokenization.untrusted import UnsafeTemplateError
-from tokenizers_for_tests import GENERATIONS_THAT_CHAT, small_tokenizer_of
 
 HARMLESS = [
     {"role": "user", "content": "你好,  what's  the weather?\n\n\tHere"},
@@ -303,7 +303,8 @@ def test_the_mask_of_replies_is_the_reply_and_its_stop(generation: str, text: st
     before = len(tokenizer.apply_chat_template(prompt, add_generation_prompt=True, return_dict=False))
     if generation == "glm-z1":
         before -= len(tokenizer("\n<think>", add_special_tokens=False)["input_ids"])
-    assert found["assistant_masks"] == [0] * before + [1] * (len(found["input_ids"]) - before - _after(generation))
+    after = _after(generation)
+    assert found["assistant_masks"] == [0] * before + [1] * (len(found["input_ids"]) - before - after) + [0] * after
     assert control_ids(tokenizer, found["input_ids"])[-1] == found["input_ids"][-1 - _after(generation)]
 
 
@@ -316,9 +317,13 @@ def test_the_mask_is_padded_and_truncated_with_the_ids(side: str) -> None:
     tokenizer = small_tokenizer_of("glm-4")
     tokenizer.padding_side = tokenizer.truncation_side = side
     other = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "<|user|>"}]
-    arguments = {"padding": True, "truncation": True, "max_length": 40, "return_tensors": "pt"}
+    arguments = {"padding": True, "truncation": True, "max_length": 56, "return_tensors": "pt"}
     found = tokenizer.apply_chat_template([HARMLESS, other], return_assistant_tokens_mask=True, **arguments)
     assert found["assistant_masks"].shape == found["input_ids"].shape
-    shown = [tokenizer.decode(ids[mask.bool()]) for ids, mask in zip(found["input_ids"], found["assistant_masks"])]
+    shown = [
+        tokenizer.decode(ids[mask.bool()])
+        for ids, mask in zip(*(found[name] for name in ("input_ids", "assistant_masks")), strict=True)
+    ]
     assert shown[1] == "\n<|user|><|user|>"
-    assert shown[0] and shown[0] in "\nSunny.\n你好<|user|>"
+    assert shown[0] != ""
+    assert shown[0] in "\nSunny.\n你好<|user|>"
