@@ -1,7 +1,7 @@
 """``apply_chat_template`` in which only the template writes control tokens, whatever the messages say.
 
-A user who types ``<|system|>`` or ``[gMASK]`` typed text, and a tool that answers ``<|user|>`` answered with text: their
-ids are those of text. Nothing else changes: for a chat that spells no control token the result is transformers' own.
+A user who types ``<|system|>`` or ``[gMASK]`` typed text, and a tool that answers ``<|user|>`` answered with text:
+their ids are those of text. For a chat that spells no control token the result is transformers' own.
 """
 
 from __future__ import annotations

@@ -163,7 +163,7 @@ def _z1(turns: Sequence[str], draft: _Draft) -> None:
     thoughts, closed, rest = text.partition("</think>")
     draft.thinking = thoughts.strip().removeprefix("<think>").strip()
     if closed:
-        _glm4(rest.split(_TURN), draft)
+        _glm4(rest.lstrip().split(_TURN), draft)
     else:
         draft.notes.append("the thoughts were cut off before </think>: there is no answer yet")
 
