@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 
 # Heads of transformers' own classes, on top of the decoder: their names are the same in all formats that have them.
 _HEADS = ("score.weight", "score.bias", "qa_outputs.weight", "qa_outputs.bias")
+_MODEL_FILES = ("model.safetensors", "pytorch_model.bin")
 _WITH_HEADS = ("glmlike", "glm", "glm4", "llama", "qwen2")
 
 
@@ -265,21 +266,22 @@ def fuse(members: Sequence[Lora | None], sizes: Sequence[int], layout: Layout) -
             at += member.rank
         blocks.append(block)
     shared = first.shared if one else torch.cat([member.shared for member in present])
-    biased = first.bias is not None
     return first.with_product(
         layout.to_foreign(blocks)[0],
         shared,
         factor,
-        magnitude=_joined(layout, rescaled, sizes, lambda lora: lora.magnitude) if first.magnitude is not None else None,
-        bias=_joined(layout, rescaled, sizes, lambda lora: lora.bias) if biased else None,
+        magnitude=_joined(layout, rescaled, sizes, lambda lora: lora.magnitude),
+        bias=_joined(layout, rescaled, sizes, lambda lora: lora.bias),
     )
 
 
 def _joined(
     layout: Layout, members: Sequence[Lora | None], sizes: Sequence[int], part: Callable[[Lora], Tensor | None]
-) -> Tensor:
+) -> Tensor | None:
     vectors = [None if member is None else part(member) for member in members]
-    like = next(vector for vector in vectors if vector is not None)
+    like = next((vector for vector in vectors if vector is not None), None)
+    if like is None:
+        return None
     whole = [like.new_zeros(size) if v is None else v for v, size in zip(vectors, sizes, strict=True)]
     return layout.to_foreign(whole)[0]
 
@@ -314,6 +316,7 @@ def convert_adapter(
     adapter_config.json names as its base (default: what the old one does). Fused to split keeps the rank; split to
     fused adds the ranks of the parts up, unless they share one lora_A. Target modules, ranks, alphas and
     modules_to_save are written anew from what the adapter holds; optimizer states and other files are not copied.
+    A PEFT prefix becomes a P-tuning folder (``to="glmlike"``: :func:`glmlike.ptuning.from_peft`).
 
     Raises:
         ConfigError: no LoRA adapter, no config.json of a base, or ``to`` is no format.
@@ -323,8 +326,11 @@ def convert_adapter(
     if to not in FORMATS:
         raise ConfigError(f"to={to!r}: expected one of {', '.join(FORMATS)}.")
     source = Path(src)
+    _refuse_prefix_folder(source)
+    if read_json(source / CONFIG).get("peft_type") == "PREFIX_TUNING":
+        return _convert_prefix(source, Path(dst), to, base, generation)
     read = read_adapter(source)
-    config, path = _base_config(read, base)
+    config, path = _base_config(source, read.config, base)
     spec = read_spec(config, path, generation=generation)
     adapter, names = find_names(read, spec, detect_config(config, path), dropped_rows(config))
     reason = cannot_express(names.spec, to)
@@ -349,30 +355,50 @@ def convert_adapter(
     )
 
 
-def _base_config(adapter: Adapter, base: str | Path | None) -> tuple[dict[str, Any], str]:
-    named = base or adapter.config.get("base_model_name_or_path")
+def _refuse_prefix_folder(folder: Path) -> None:
+    if not (folder / CONFIG).exists() and any((folder / name).exists() for name in _MODEL_FILES):
+        raise ConfigError(
+            f"{folder}: has no {CONFIG}. If it holds a P-tuning prefix, glmlike.ptuning.load_prefix puts that onto its "
+            "base as it is, and glmlike.ptuning.to_peft makes a PEFT adapter of it."
+        )
+
+
+def _convert_prefix(
+    source: Path, target: Path, to: Format, base: str | Path | None, generation: Generation | None
+) -> AdapterReport:
+    from glmlike.ptuning import from_peft
+
+    if to != "glmlike":
+        raise ConfigError(f"to={to!r} with a PEFT prefix, which has no modules: expected 'glmlike', a P-tuning folder.")
+    _, path = _base_config(source, read_json(source / CONFIG), base)
+    from_peft(source, Path(path).parent, target, generation=generation)
+    return AdapterReport(source, target, "glmlike", to, 0, 0, (), 1)
+
+
+def _base_config(folder: Path, adapter: Mapping[str, Any], base: str | Path | None) -> tuple[dict[str, Any], str]:
+    named = base or adapter.get("base_model_name_or_path")
     if not named or not (Path(named) / "config.json").is_file():
         raise ConfigError(
-            f"{adapter.folder / CONFIG}: names the base {named!r}, which is no local folder with a config.json. Pass "
+            f"{folder / CONFIG}: names the base {named!r}, which is no local folder with a config.json. Pass "
             "base, the folder of the model (config.json is enough)."
         )
     path = Path(named) / "config.json"
     return read_json(path), str(path)
 
 
-def native_adapter(folder: Path, spec: DecoderSpec) -> tuple[Adapter, Names] | None:
-    """The adapter in ``folder`` on native modules, and these; None where it needs no translation, or is no LoRA.
+def write_native(folder: Path, spec: DecoderSpec, target: Path) -> bool:
+    """Write the LoRA adapter in ``folder`` onto native modules to ``target``; False where it needs no translation.
 
     Raises:
         ConfigError, CheckpointError: as :func:`convert_adapter`.
     """
-    if read_json(folder / CONFIG).get("peft_type") != "LORA":
-        return None
     native = Names(table_of("glmlike"), spec)
-    if _needs_no_translation(folder, native):
-        return None
+    if read_json(folder / CONFIG).get("peft_type") != "LORA" or _needs_no_translation(folder, native):
+        return False
     adapter, names = find_names(read_adapter(folder), spec, "glmlike")
-    return to_native(adapter, names), replace(native, spec=names.spec)
+    with whole_folder(target, folder) as partial:
+        write_adapter(partial, to_native(adapter, names), native.modules)
+    return True
 
 
 def _needs_no_translation(folder: Path, native: Names) -> bool:
