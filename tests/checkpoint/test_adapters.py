@@ -42,7 +42,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
 
 def adapt(model: Any, folder: Path, **options: Any) -> Any:
     """A PeftModel of ``model`` with an adapter of random numbers, saved to ``folder``."""
-    config = peft.LoraConfig(task_type="CAUSAL_LM", **{"r": 3, "lora_alpha": 7, **options})
+    config = peft.LoraConfig(**{"task_type": "CAUSAL_LM", "r": 3, "lora_alpha": 7, **options})
     tuned = peft.get_peft_model(model, config).eval()
     generator = torch.Generator().manual_seed(3)
     with torch.no_grad():
@@ -153,7 +153,8 @@ def test_an_adapter_on_fused_modules_loads_onto_ours(
     native = make(SPECS[name])
     root = their_model(name, native, tmp_path)
     fused = "gate_up_proj" if FAMILY[name] in ("glm", "glm4") else "query_key_value"
-    tuned = adapt(root, tmp_path / "adapter", target_modules=[fused, *(["dense"] if fused[0] == "q" else [])], **options)
+    targets = [fused, *(["dense"] if fused == "query_key_value" else [])]
+    tuned = adapt(root, tmp_path / "adapter", task_type=None, target_modules=targets, **options)
     merged = tuned.merge_and_unload()
     weights = load_file(tmp_path / "theirs" / "model.safetensors")
     weights |= {key: value for key, value in merged.state_dict().items() if key in weights}
@@ -187,7 +188,7 @@ def ulps(found: torch.Tensor, expected: torch.Tensor) -> float:
     return float(((found.float() - expected.float()).abs() / spacing).max())
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("options", MERGES)
 @torch.no_grad()
 def test_merging_is_what_peft_does(
