@@ -139,6 +139,8 @@ def their_model(name: str, native: Any, folder: Path) -> Any:
             node = getattr(node, part)
         linear = torch.nn.Linear(*reversed(weight.shape), bias=key.replace("weight", "bias") in weights)
         linear.weight.data.copy_(weight)
+        if linear.bias is not None:
+            linear.bias.data.copy_(weights[key.replace("weight", "bias")])
         node.add_module(leaf, linear)
     return root
 
@@ -191,9 +193,7 @@ def ulps(found: torch.Tensor, expected: torch.Tensor) -> float:
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("options", MERGES)
 @torch.no_grad()
-def test_merging_is_what_peft_does(
-    options: str, dtype: torch.dtype, make: Callable[..., Any], tmp_path: Path
-) -> None:
+def test_merging_is_what_peft_does(options: str, dtype: torch.dtype, make: Callable[..., Any], tmp_path: Path) -> None:
     make(SPECS["chatglm2"]).to(dtype).save_pretrained(tmp_path / "base")
     glmlike.convert(tmp_path / "base", tmp_path / "theirs", to="chatglm")
 

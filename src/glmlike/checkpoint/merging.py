@@ -117,7 +117,10 @@ def merged_weight(weight: Tensor, lora: Lora) -> Tensor:
     merged = torch.empty_like(weight, memory_format=torch.contiguous_format)
     for at in range(0, weight.shape[0], rows):
         part = slice(at, at + rows)
-        whole = weight[part] + (_wide(lora.rows[part]) @ shared) * lora.scaling
+        change = (_wide(lora.rows[part]) @ shared) * lora.scaling
+        if lora.embedding and magnitude is None:
+            change = change.to(weight.dtype)  # PEFT rounds the change of an embedding, and of nothing else
+        whole = weight[part] + change
         if magnitude is not None:
             norm = torch.linalg.norm(whole, dim=0 if lora.embedding else 1)
             factor = magnitude / norm if lora.embedding else (magnitude[part] / norm).view(-1, 1)
