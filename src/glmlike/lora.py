@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from glmlike.errors import ConfigError
+from glmlike.errors import CheckpointError, ConfigError
 
 AdapterReader = Callable[[Path, Any, Path], bool]
 adapter_readers: list[AdapterReader] = []
@@ -80,3 +80,18 @@ def native_folder(model: Any, folder: Any) -> Iterator[Any]:
         local = isinstance(folder, (str, Path)) and (Path(folder) / "adapter_config.json").is_file()
         translated = local and any(read(Path(folder), spec, target) for read in adapter_readers)
         yield target if translated else folder
+
+
+def require_magnitudes(info: Any, where: str) -> None:
+    """Raise CheckpointError when transformers' ``load_adapter`` left out DoRA's magnitudes.
+
+    PEFT saves ``lora_magnitude_vector`` without the ``.weight`` that the module has, and transformers (5.24) only adds
+    the adapter's name, so that a DoRA adapter loads as another one; ``PeftModel`` knows both names.
+    """
+    left_out = sorted(name for name in getattr(info, "missing_keys", ()) if "lora_magnitude_vector" in name)
+    if left_out:
+        raise CheckpointError(
+            f"{where}: {len(left_out)} DoRA magnitudes (first: {left_out[0]!r}) were not loaded: load_adapter of "
+            "transformers does not find them under the names PEFT saves. Load the base model again and use "
+            "glmlike.load_adapter(model, folder), or PeftModel.from_pretrained."
+        )

@@ -164,8 +164,12 @@ def test_an_adapter_on_fused_modules_loads_onto_ours(
     expected = AutoModelForCausalLM.from_pretrained(tmp_path / "theirs").eval()(IDS).logits
     assert (expected - native(IDS).logits).abs().max() > 0.01
     base = AutoModelForCausalLM.from_pretrained(tmp_path / "base").eval()
-    base.load_adapter(tmp_path / "adapter")
-    assert_close(base(IDS).logits, expected, atol=2e-4, rtol=1e-4)
+    if "use_dora" in options:
+        with pytest.raises(CheckpointError, match="glmlike.load_adapter"):
+            base.load_adapter(tmp_path / "adapter")
+    else:
+        base.load_adapter(tmp_path / "adapter")
+        assert_close(base(IDS).logits, expected, atol=2e-4, rtol=1e-4)
     base = AutoModelForCausalLM.from_pretrained(tmp_path / "base").eval()
     loaded = glmlike.load_adapter(base, tmp_path / "adapter").eval()
     assert isinstance(loaded, peft.PeftModel)
