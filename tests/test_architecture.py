@@ -113,7 +113,7 @@ MAY: dict[str, set[str]] = {
     "checkpoint/adapters": {
         *("torch", "glmlike.errors", "glmlike.hub_json", "glmlike.spec", "glmlike.checkpoint.adapter_files"),
         *("glmlike.checkpoint.formats", "glmlike.checkpoint.layouts", "glmlike.checkpoint.native"),
-        *("glmlike.checkpoint.rules", "glmlike.checkpoint.shards", "glmlike.ptuning"),
+        *("glmlike.checkpoint.rules", "glmlike.checkpoint.shards"),
     },
     "checkpoint/merging": {
         *("torch", "glmlike.errors", "glmlike.hub_json", "glmlike.spec", "glmlike.checkpoint.adapter_files"),

@@ -11,6 +11,7 @@ import hashlib
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -366,12 +367,11 @@ def _refuse_prefix_folder(folder: Path) -> None:
 def _convert_prefix(
     source: Path, target: Path, to: Format, base: str | Path | None, generation: Generation | None
 ) -> AdapterReport:
-    from glmlike.ptuning import from_peft
-
     if to != "glmlike":
         raise ConfigError(f"to={to!r} with a PEFT prefix, which has no modules: expected 'glmlike', a P-tuning folder.")
     _, path = _base_config(source, read_json(source / CONFIG), base)
-    from_peft(source, Path(path).parent, target, generation=generation)
+    # By name: ptuning is the model's room, and stands on this one.
+    import_module("glmlike.ptuning").from_peft(source, Path(path).parent, target, generation=generation)
     return AdapterReport(source, target, "glmlike", to, 0, 0, (), 1)
 
 
