@@ -79,6 +79,7 @@ MAY: dict[str, set[str]] = {
         *("glmlike.attention", "glmlike.chat", "glmlike.configuration", "glmlike.errors", "glmlike.feed_forward"),
         *(
             "glmlike.loading",
+            "glmlike.lora",
             "glmlike.masking",
             "glmlike.norms",
             "glmlike.packing",
@@ -116,6 +117,20 @@ MAY: dict[str, set[str]] = {
         *("glmlike.checkpoint.formats", "glmlike.checkpoint.layouts", "glmlike.checkpoint.rules"),
         *("glmlike.checkpoint.headers", "glmlike.checkpoint.on_the_fly", "glmlike.checkpoint.quantized"),
         "glmlike.checkpoint.shards",
+    },
+    "lora": {"peft", "glmlike.errors"},
+    "checkpoint/adapter_files": {
+        *("torch", "glmlike.errors", "glmlike.checkpoint.layouts", "glmlike.checkpoint.shards"),
+    },
+    "checkpoint/adapters": {
+        *("torch", "glmlike.errors", "glmlike.hub_json", "glmlike.spec", "glmlike.checkpoint.adapter_files"),
+        *("glmlike.checkpoint.formats", "glmlike.checkpoint.layouts", "glmlike.checkpoint.native"),
+        *("glmlike.checkpoint.rules", "glmlike.checkpoint.shards"),
+    },
+    "checkpoint/merging": {
+        *("torch", "glmlike.errors", "glmlike.hub_json", "glmlike.spec", "glmlike.checkpoint.adapter_files"),
+        *("glmlike.checkpoint.adapters", "glmlike.checkpoint.convert", "glmlike.checkpoint.formats"),
+        *("glmlike.checkpoint.native", "glmlike.checkpoint.rules", "glmlike.checkpoint.shards"),
     },
     "checkpoint/splits": {"torch", "glmlike.errors", "glmlike.checkpoint.layouts"},
     "checkpoint/lazy": {"torch"},

@@ -14,9 +14,10 @@ from glmlike.registration import register
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
-    from glmlike.checkpoint import ConversionReport, convert, detect, verify
+    from glmlike.checkpoint import ConversionReport, convert, convert_adapter, detect, merge, verify
     from glmlike.configuration import ChatGLMConfig, GlmLikeConfig
     from glmlike.errors import CannotExpressError, CheckpointError, ConfigError, GlmLikeError, SpecError
+    from glmlike.lora import load_adapter
     from glmlike.modeling import (
         GlmLikeForCausalLM,
         GlmLikeForQuestionAnswering,
@@ -40,7 +41,10 @@ _HOME = {
     "GlmLikeForQuestionAnswering": "modeling",
     "ConversionReport": "checkpoint",
     "convert": "checkpoint",
+    "convert_adapter": "checkpoint",
     "detect": "checkpoint",
+    "load_adapter": "lora",
+    "merge": "checkpoint",
     "verify": "checkpoint",
     "GlmIntConfig": "quantization",
     "GlmLikeError": "errors",
@@ -68,7 +72,10 @@ __all__ = [
     "GlmLikePreTrainedModel",
     "SpecError",
     "convert",
+    "convert_adapter",
     "detect",
+    "load_adapter",
+    "merge",
     "register",
     "verify",
 ]

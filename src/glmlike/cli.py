@@ -143,10 +143,7 @@ def convert(
             tensor_parallel=tensor_parallel,
         )
     )
-    if as_json:
-        print(json.dumps(report, indent=2, default=str))
-        return
-    _print_table("converted", {name: _short(value) for name, value in report.items()})
+    _print_report("converted", report, as_json)
 
 
 @app.command()
@@ -154,6 +151,66 @@ def verify(left: Folder, right: Folder, generation: GenerationOption = None, spe
     """Check that two folders, of the same or of different formats, hold the same decoder and the same numbers."""
     count = glmlike.verify(left, right, generation=generation, spec=spec)  # type: ignore[arg-type]
     print(f"equal: {count} tensors of {left} and {right} have the same dtype, shape and bytes")
+
+
+@app.command()
+def merge(
+    base: Annotated[Path, typer.Argument(metavar="BASE", help="the base model's folder", show_default=False)],
+    adapter: Annotated[
+        list[Path], typer.Argument(metavar="ADAPTER…", help="LoRA adapters, merged in this order", show_default=False)
+    ],
+    destination: Annotated[Path, typer.Argument(metavar="DST", help="a new folder", show_default=False)],
+    to: Annotated[Optional[str], typer.Option("--to", help=_FORMATS, show_default="BASE's own")] = None,  # noqa: UP045
+    generation: GenerationOption = None,
+    spec: SpecOption = None,
+    max_shard_size: Annotated[str, typer.Option(help="the largest file to write")] = "5GB",
+    force: Annotated[bool, typer.Option("--force", help="merge an adapter once more that BASE holds already")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Write BASE with LoRA adapters merged into its weights to the new folder DST, without loading the model."""
+    from dataclasses import asdict
+
+    report = glmlike.merge(
+        base,
+        adapter,
+        destination,
+        to=to,  # type: ignore[arg-type]
+        generation=generation,  # type: ignore[arg-type]
+        spec=spec,
+        max_shard_size=max_shard_size,
+        force=force,
+    )
+    _print_report("merged", asdict(report), as_json)
+
+
+@app.command("convert-adapter")
+def convert_adapter(
+    source: Annotated[Path, typer.Argument(metavar="SRC", help="a LoRA adapter's folder", show_default=False)],
+    destination: Annotated[Path, typer.Argument(metavar="DST", help="a new folder", show_default=False)],
+    to: Annotated[str, typer.Option("--to", help=_FORMATS, show_default=False)],
+    base: Annotated[
+        Optional[Path],  # noqa: UP045
+        typer.Option(help="the base model's folder (its config.json)", show_default="what the adapter names"),
+    ] = None,
+    base_name: Annotated[
+        Optional[str],  # noqa: UP045
+        typer.Option(help="what the new adapter names as its base", show_default="as before"),
+    ] = None,
+    generation: GenerationOption = None,
+    as_json: AsJson = False,
+) -> None:
+    """Write a LoRA adapter for the modules of another format, exactly: fused query_key_value to q, k, v and back."""
+    from dataclasses import asdict
+
+    report = glmlike.convert_adapter(
+        source,
+        destination,
+        to=to,  # type: ignore[arg-type]
+        base=base,
+        base_name=base_name,
+        generation=generation,  # type: ignore[arg-type]
+    )
+    _print_report("converted", asdict(report), as_json)
 
 
 @app.command()
@@ -197,6 +254,13 @@ def fill(
 
     for result in results:
         Console(soft_wrap=True).print(marked(result.filled_text, [span.span for span in result.spans]))
+
+
+def _print_report(title: str, report: dict[str, Any], as_json: bool) -> None:
+    if as_json:
+        print(json.dumps(report, indent=2, default=str))
+        return
+    _print_table(title, {name: _short(value) for name, value in report.items()})
 
 
 def _print_table(title: str, rows: dict[str, Any]) -> None:

@@ -42,6 +42,7 @@ from glmlike.loading import (
     resolve_files,
     warn_about_cpu_float16,
 )
+from glmlike.lora import native_folder, require_magnitudes
 from glmlike.masking import attention_masks, default_positions, visible_contexts
 from glmlike.norms import build_norm
 from glmlike.packing import require_kernel, require_packable
@@ -187,6 +188,18 @@ class GlmLikePreTrainedModel(PreTrainedModel):
             require_decoder(model, info, where)
         warn_about_cpu_float16(model, where)
         return (model, info) if return_info else model
+
+    def load_adapter(self, peft_model_id: str | PathLike[str] | None = None, *args: Any, **kwargs: Any) -> Any:
+        """As in transformers; a LoRA adapter of another layout is put onto the native modules (glmlike.load_adapter).
+
+        Raises:
+            ConfigError, CheckpointError: it is of another decoder, or has no exact translation, or has DoRA magnitudes,
+                which transformers leaves out without an error.
+        """
+        with native_folder(self, peft_model_id) as folder:
+            info = super().load_adapter(None if folder is None else str(folder), *args, **kwargs)
+        require_magnitudes(info, str(peft_model_id))
+        return info
 
     def _init_weights(self, module: nn.Module) -> None:
         super()._init_weights(module)

@@ -2,7 +2,21 @@
 
 from __future__ import annotations
 
+from glmlike.checkpoint.adapters import AdapterReport, convert_adapter
 from glmlike.checkpoint.convert import ConversionReport, Detection, convert, detect, fingerprint, verify
+from glmlike.checkpoint.merging import MergeReport, merge
 from glmlike.errors import CheckpointError
 
-__all__ = ["CheckpointError", "ConversionReport", "Detection", "convert", "detect", "fingerprint", "verify"]
+__all__ = [
+    "AdapterReport",
+    "CheckpointError",
+    "ConversionReport",
+    "Detection",
+    "MergeReport",
+    "convert",
+    "convert_adapter",
+    "detect",
+    "fingerprint",
+    "merge",
+    "verify",
+]

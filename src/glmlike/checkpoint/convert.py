@@ -53,7 +53,7 @@ _SHARD_SIZE = "5GB"
 # What belongs to a model besides config.json and weights, and travels with it. Never code.
 _COMPANIONS = (
     *("generation_config.json", "tokenizer*", "special_tokens_map.json", "added_tokens.json", "chat_template*"),
-    *("*.model", "vocab*", "merges.txt", "LICENSE*", "README*", "additional_chat_templates"),
+    *("*.model", "vocab*", "merges.txt", "LICENSE*", "README*", "additional_chat_templates", "glmlike.json"),
 )
 
 
