@@ -20,6 +20,7 @@ from recipes import LICENCE, RECIPES, Recipe, recipe_of_repo
 
 import glmlike
 from glmlike.checkpoint.inside import require_inside
+from glmlike.checkpoint.ranked import RANKED
 from glmlike.hub_json import Format
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
@@ -68,6 +69,8 @@ def run(options: argparse.Namespace, *, reads: tuple[Format, ...] = (), to: Form
     if source.recipe:
         _require_recipe(source)
         said["generation"] = said["generation"] or source.recipe.generation
+        if source.recipe.format in RANKED:  # rank files say less of their decoder than a config.json does
+            said["spec"] = said["spec"] or source.recipe.spec
     found = glmlike.detect(source.folder, **said)
     if reads and found.format not in reads:
         raise glmlike.ConfigError(
@@ -78,9 +81,10 @@ def run(options: argparse.Namespace, *, reads: tuple[Format, ...] = (), to: Form
     report = glmlike.convert(
         source.folder, options.destination, to=to, tensor_parallel=options.tensor_parallel, **said, **size
     )
-    if not options.no_verify:
-        glmlike.verify(source.folder, options.destination, **said)
     _bring_licences(source, options.destination)
+    if not options.no_verify:
+        count = glmlike.verify(source.folder, options.destination, **said)
+        print(f"verified: {count} tensors of both folders have the same dtype, shape and bytes")
     return report
 
 

@@ -3,8 +3,8 @@
     python conversion/reshard_sat.py /data/glm-130b-sat /data/glm-130b-sat-tp4 --tensor-parallel 4
 
 The result is a folder that SwissArmyTransformer reads: ``latest``, rank files, model_config.json. The degree must
-divide the heads (96), the rows of the vocabulary and the feed-forward. Each rank's file is held in memory while it is written.
-int8 and int4 ranks become floating point, since their scales belong to one cut.
+divide the heads (96), the rows of the vocabulary and the feed-forward. Each rank's file is held in memory while it is
+written. int8 and int4 ranks become floating point, since their scales belong to one cut.
 """
 
 from __future__ import annotations
