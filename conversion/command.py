@@ -61,7 +61,7 @@ def run(options: argparse.Namespace, *, reads: tuple[Format, ...] = (), to: Form
     """
     source = find_source(options.source, options.revision, options.recipe, reads)
     if source.commit:
-        pinned = source.commit == options.revision
+        pinned = source.commit in (options.revision, source.recipe and source.recipe.revision)
         print(
             f"read: {options.source} at {source.commit}" + ("" if pinned else f" (pin it: --revision {source.commit})")
         )

@@ -1,8 +1,10 @@
 """The published checkpoints: where each is, what its files hold, what must come along, where it can go.
 
 Names, shapes and sizes are not written down here: they follow from the decoder (:mod:`glmlike.published`) and from the
-table of its format. The tests compare them with the indices that were published. ``revision`` is None where no commit
-is known: pin one yourself; the scripts print the commit that they read.
+table of its format. The tests compare them with the indices that were published. ``revision`` is a commit whose list
+of files was seen, or None: pin one yourself then; the scripts print the commit that they read. dtypes are those seen in
+the files, else either of 16 bits, since a config's ``torch_dtype`` does not say it: ChatGLM2's says float16 and its
+files are bfloat16, GLM-2B's says float32 and they are float16.
 
 Repositories are named as they were published; those of THUDM are under zai-org today, and both names lead there.
 A fine-tune that is not here reads as its base does. Pre-quantized releases (int4, int8) convert too, but have no
@@ -24,6 +26,7 @@ LICENCE = "*LICENSE*"
 """What the file with the terms of the weights is called: LICENSE, MODEL_LICENSE, LICENSE.txt."""
 
 _FIRST_VOCABULARY_ROWS = 20_000
+_HALF = ("F16", "BF16")
 
 
 @dataclass(frozen=True)
@@ -31,11 +34,10 @@ class Recipe:
     """One published checkpoint.
 
     ``repo`` is its id on the Hub (None: it is not there), ``folder`` where in it the weights are. ``spec`` is what its
-    config says, but for the fields in ``unsettled``, whose published values are not known here. ``files`` are patterns
-    that the weights are of no use without. ``licence`` is the name of the weights' terms (None: not known here).
-    ``angles`` tensors of rotary angles are in the files, though no format needs them; ``image_rows`` are what v1.0's
-    tables begin with. Norms are float32 where ``float32_norms``, all else is ``dtype``. ``index_bytes`` is what the
-    published index says where it is wrong.
+    config says. ``files`` are patterns that the weights are of no use without. ``licence`` is the name of the weights'
+    terms (None: not known here). ``angles`` tensors of rotary angles are in the files, though no format needs them;
+    ``image_rows`` are what v1.0's tables begin with. Norms are float32 where ``float32_norms``, all else is of one of
+    ``dtypes``, which have one size. ``index_bytes`` is what the published index says where it is wrong.
     """
 
     repo: str | None
@@ -43,11 +45,10 @@ class Recipe:
     spec: DecoderSpec
     files: tuple[str, ...]
     licence: str | None
-    dtype: str = "BF16"
+    dtypes: tuple[str, ...] = _HALF
     revision: str | None = None
     folder: str = ""
     generation: Generation | None = None
-    unsettled: tuple[str, ...] = ()
     angles: int = 0
     image_rows: int = 0
     float32_norms: bool = False
@@ -77,8 +78,8 @@ class Recipe:
     @property
     def bytes(self) -> int:
         """Bytes of those tensors. Angles are a quarter of a head long in every format that stores them."""
-        numbers = sum(math.prod(shape) * DTYPE_SIZES[self.dtype_of(name)] for name, shape in self.shapes.items())
-        return numbers + self.angles * self.spec.head_dim // 4 * DTYPE_SIZES[self.dtype]
+        numbers = sum(math.prod(shape) * DTYPE_SIZES[self.dtypes_of(name)[0]] for name, shape in self.shapes.items())
+        return numbers + self.angles * self.spec.head_dim // 4 * DTYPE_SIZES[self.dtypes[0]]
 
     @property
     def converts_to(self) -> list[Format]:
@@ -86,13 +87,14 @@ class Recipe:
         able = [fmt for fmt in FORMATS if not cannot_express(self.spec, fmt)]
         return [fmt for fmt in able if fmt != self.format or self.image_rows]
 
-    def dtype_of(self, name: str) -> str:
-        """What a tensor is published as, in safetensors' names."""
-        return "F32" if self.float32_norms and "layernorm." in name else self.dtype
+    def dtypes_of(self, name: str) -> tuple[str, ...]:
+        """What a tensor may be published as, in safetensors' names."""
+        return ("F32",) if self.float32_norms and "layernorm." in name else self.dtypes
 
 
 _SENTENCE_PIECE = ("config.json", "tokenizer.model", "tokenizer_config.json")
 _FAST = ("config.json", "tokenizer.json", "tokenizer_config.json")
+_CHATGLM2, _GLM_4_CHAT = PUBLISHED["chatglm2-6b"].spec, PUBLISHED["glm-4-9b-chat"].spec
 _RUMINATION = PUBLISHED["glm-z1-32b-0414"].spec.replace(num_key_value_heads=8, max_position_embeddings=131_072)
 _LLAMA = {
     "llama-3-8b": ("meta-llama/Meta-Llama-3-8B", "Meta Llama 3 Community License"),
@@ -101,10 +103,13 @@ _LLAMA = {
 }
 
 
-def _glm(name: str, *vocabulary: str) -> Recipe:
-    """The GLM-10B line: one learned table of positions a kind, a tied head, float16."""
-    files = ("config.json", *vocabulary)
-    return Recipe(f"THUDM/{name}", "glm-10b", PUBLISHED[name].spec, files, licence=None, dtype="F16")
+def _glm(name: str, revision: str, *vocabulary: str, notes: str = "") -> Recipe:
+    """The GLM-10B line: one learned table of positions a kind, a tied head, one file, no licence beside it."""
+    files = ("config.json", *vocabulary, "added_tokens.json", "tokenizer_config.json")
+    spec = PUBLISHED[name].spec
+    return Recipe(
+        f"THUDM/{name}", "glm-10b", spec, files, licence=None, dtypes=("F16",), revision=revision, notes=notes
+    )
 
 
 def _chatglm_6b(image_rows: int, notes: str, index_bytes: int | None = None) -> Recipe:
@@ -114,7 +119,6 @@ def _chatglm_6b(image_rows: int, notes: str, index_bytes: int | None = None) -> 
         PUBLISHED["chatglm-6b"].spec,
         ("config.json", "ice_text.model", "tokenizer_config.json"),
         "The ChatGLM-6B License",
-        dtype="F16",
         angles=PUBLISHED["chatglm-6b"].spec.num_hidden_layers,
         image_rows=image_rows,
         float32_norms=True,
@@ -127,29 +131,25 @@ def _chatglm(
     name: str,
     licence: str | None,
     *,
-    like: str | None = None,
-    dtype: str = "F16",
+    spec: DecoderSpec | None = None,
+    revision: str | None = None,
+    dtypes: tuple[str, ...] = _HALF,
     generation: Generation | None = None,
-    unsettled: tuple[str, ...] = (),
     notes: str = "",
 ) -> Recipe:
     """ChatGLM2 and what followed with its remote code: one tensor of angles in the files."""
     return Recipe(
         f"THUDM/{name}",
         "chatglm",
-        PUBLISHED[like or name].spec,
+        spec or PUBLISHED[name].spec,
         _SENTENCE_PIECE,
         licence,
-        dtype=dtype,
+        dtypes=dtypes,
+        revision=revision,
         generation=generation,
-        unsettled=unsettled,
         angles=1,
         notes=notes,
     )
-
-
-def _glm_4(name: str, *, like: str | None = None, licence: str | None = "glm-4", notes: str = "") -> Recipe:
-    return _chatglm(name, licence, like=like, dtype="BF16", notes=notes)
 
 
 def _in_transformers(
@@ -159,44 +159,67 @@ def _in_transformers(
 
 
 RECIPES: dict[str, Recipe] = {
-    "glm-515m": _glm("glm-515m", "vocab.txt"),
-    "glm-large-chinese": _glm("glm-large-chinese", "cog-pretrain.model"),
-    "glm-2b": _glm("glm-2b", "vocab.json", "merges.txt"),
-    "glm-10b": _glm("glm-10b", "vocab.json", "merges.txt"),
-    "glm-10b-chinese": _glm("glm-10b-chinese", "cog-pretrain.model"),
+    "glm-515m": Recipe(
+        None,
+        "glm-10b",
+        PUBLISHED["glm-515m"].spec,
+        ("config.json", "vocab.txt"),
+        licence=None,
+        notes="its id on the Hub, if it has one, is not known here",
+    ),
+    "glm-large-chinese": _glm("glm-large-chinese", "22edd208593e536c5487d03d3a64bd7dfea99dcf", "cog-pretrain.model"),
+    "glm-2b": _glm(
+        "glm-2b",
+        "6ed40fbd8e1f7333dd9e40102ac30a7a42665de7",
+        "vocab.json",
+        "merges.txt",
+        notes="its file is listed with 3.85 GB, 5 to 15 MB more than these tensors: what else is in it is open",
+    ),
+    "glm-10b": _glm("glm-10b", "ff8a42afcfe32304a7baffdf6ab06b089d38d9e0", "vocab.json", "merges.txt"),
+    "glm-10b-chinese": _glm("glm-10b-chinese", "ee948f6302e8651f7386a9730194dad103a839d5", "cog-pretrain.model"),
     "glm-130b": Recipe(
         None,
         "glm-130b",
         PUBLISHED["glm-130b"].spec,
         ("latest",),
         "The GLM-130B License",
-        dtype="F16",
         notes="60 parts of one archive, on request from its authors, 8 ranks; no config and no tokenizer in it: "
         "the vocabulary is ice_text.model of ChatGLM-6B v1.0, with ids + 20000",
     ),
     "chatglm-6b-v1.0": _chatglm_6b(
         _FIRST_VOCABULARY_ROWS,
-        "a commit before 2023-04-06; its 20000 rows of image tokens are left out, and ids become v1.1's: so "
-        "must the tokenizer's files",
+        "a commit before 72985e8 of 2023-04-06; its 20000 rows of image tokens are left out, and ids become v1.1's: "
+        "so must the tokenizer's files",
     ),
     "chatglm-6b-v1.1": _chatglm_6b(
         0, "its index still gives the total_size of v1.0, which is not checked", index_bytes=13_744_473_856
     ),
-    "chatglm2-6b": _chatglm("chatglm2-6b", "The ChatGLM2-6B License", generation="chatglm2"),
+    "chatglm2-6b": _chatglm(
+        "chatglm2-6b",
+        "The ChatGLM2-6B License",
+        revision="96ff87ff887241ddb55bdf723b58cfc72068adc9",
+        dtypes=("BF16",),
+        generation="chatglm2",
+    ),
     "chatglm2-6b-32k": _chatglm(
         "chatglm2-6b-32k",
         "The ChatGLM2-6B License",
-        like="chatglm2-6b",
+        spec=_CHATGLM2.replace(rope_scaling={"rope_type": "linear", "factor": 16.0}),
         generation="chatglm2",
-        unsettled=("rope_scaling",),
-        notes="rope_ratio divides positions (ChatGLM3's multiplies the base); no field says so, the recipe does",
+        notes="rope_ratio 16 divides positions (ChatGLM3's multiplies the base); no field says so, the recipe does",
     ),
-    "codegeex2-6b": _chatglm("codegeex2-6b", "The CodeGeeX License", dtype="BF16", generation="chatglm2"),
-    "chatglm3-6b": _chatglm("chatglm3-6b", "The ChatGLM3-6B License", generation="chatglm3"),
+    "codegeex2-6b": _chatglm("codegeex2-6b", "The CodeGeeX License", generation="chatglm2"),
+    "chatglm3-6b": _chatglm(
+        "chatglm3-6b",
+        "The ChatGLM3-6B License",
+        revision="67d005d386a01d4825649743f41e90f83edd6094",
+        generation="chatglm3",
+    ),
     "chatglm3-6b-base": _chatglm(
         "chatglm3-6b-base",
         "The ChatGLM3-6B License",
-        like="chatglm3-6b",
+        spec=PUBLISHED["chatglm3-6b"].spec,
+        revision="2bb5a6c3d7a7a826fe784ead4e512f965610b26e",
         generation="chatglm3",
     ),
     "chatglm3-6b-32k": _chatglm(
@@ -208,31 +231,40 @@ RECIPES: dict[str, Recipe] = {
     "chatglm3-6b-128k": _chatglm(
         "chatglm3-6b-128k",
         "The ChatGLM3-6B License",
-        like="chatglm3-6b",
+        spec=PUBLISHED["chatglm3-6b"].spec.replace(rope_theta=5_000_000.0, max_position_embeddings=131_072),
         generation="chatglm3",
-        unsettled=("rope_theta",),
-        notes="rope_ratio multiplies the base; its value is read from the config",
+        notes="rope_ratio 500 multiplies the base of the angles",
     ),
-    "glm-4-9b": _glm_4("glm-4-9b"),
-    "glm-4-9b-chat": _glm_4("glm-4-9b-chat"),
-    "glm-4-9b-chat-1m": _glm_4("glm-4-9b-chat-1m", notes="four key-value heads instead of two"),
-    "longwriter-glm4-9b": _glm_4(
-        "LongWriter-glm4-9b", like="glm-4-9b-chat", licence=None, notes="GLM-4-9B trained on: reads as glm-4-9b-chat"
+    "glm-4-9b": _chatglm("glm-4-9b", "glm-4", revision="bb3417f78a374d68fa18fade6844541ff42ce00b"),
+    "glm-4-9b-chat": _chatglm("glm-4-9b-chat", "glm-4", revision="d493e515718e4e724ed7eddc75c26c284f1fda8a"),
+    "glm-4-9b-chat-1m": _chatglm(
+        "glm-4-9b-chat-1m",
+        "glm-4",
+        revision="b36cb68a0667be7d2b7b6bbd9587b34c13aaf37e",
+        notes="four key-value heads instead of two",
     ),
-    "longcite-glm4-9b": _glm_4(
-        "LongCite-glm4-9b", like="glm-4-9b-chat", licence=None, notes="GLM-4-9B trained on: reads as glm-4-9b-chat"
-    ),
-    "codegeex4-all-9b": _glm_4(
+    **{
+        name.lower(): _chatglm(name, None, spec=_GLM_4_CHAT, notes="GLM-4-9B trained on: reads as glm-4-9b-chat")
+        for name in ("LongWriter-glm4-9b", "LongCite-glm4-9b")
+    },
+    "codegeex4-all-9b": _chatglm(
         "codegeex4-all-9b",
-        like="glm-4-9b-chat",
-        licence="The CodeGeeX4 License",
+        "The CodeGeeX4 License",
+        spec=_GLM_4_CHAT,
         notes="GLM-4-9B trained on: reads as glm-4-9b-chat; its prompts are its own",
+    ),
+    "glm-4-9b-hf": _in_transformers(
+        "THUDM/glm-4-9b-hf", "glm", PUBLISHED["glm-4-9b"].spec, "glm-4", "glm-4-9b, already converted"
     ),
     "glm-4-9b-chat-hf": _in_transformers(
         "THUDM/glm-4-9b-chat-hf", "glm", PUBLISHED["glm-4-9b-chat-hf"].spec, "glm-4", "glm-4-9b-chat, already converted"
     ),
     "glm-4-9b-chat-1m-hf": _in_transformers(
-        "THUDM/glm-4-9b-chat-1m-hf", "glm", PUBLISHED["glm-4-9b-chat-1m"].spec, "glm-4", "already converted"
+        "THUDM/glm-4-9b-chat-1m-hf",
+        "glm",
+        PUBLISHED["glm-4-9b-chat-1m"].spec,
+        "glm-4",
+        "glm-4-9b-chat-1m, already converted",
     ),
     "glm-edge-1.5b-chat": _in_transformers(
         "THUDM/glm-edge-1.5b-chat",
