@@ -20,8 +20,8 @@ _WORDS = {
     "gelu_erf": "GELU (exact)",
     "causal": "causal",
     "prefix": "all of the context, then causal",
-    "interleaved": "neighbouring features",
-    "halves": "features half a head apart",
+    "interleaved": "neighbours paired",
+    "halves": "halves paired",
 }
 READERS: dict[Format, str] = {
     "glmlike": "glmlike's own: q, k, v, gate and up are separate matrices",
