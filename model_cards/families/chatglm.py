@@ -10,8 +10,8 @@ _HALF_PRECISION = (
     "precision; in float32 the logits are equal."
 )
 _VOCABULARY = (
-    "The prefix tokens are `[gMASK]` and `sop`, the latter without angle brackets, at the start of every text. "
-    "The last rows of the embedding belong to no token."
+    "The prefix tokens are `[gMASK]` and `sop`, the latter without angle brackets, at the start of every text. The "
+    "last rows of the embedding belong to no token."
 )
 _PLUGIN = "`AutoModel` on these folders gives the language model with its head, as their `auto_map` says."
 
@@ -32,13 +32,12 @@ CHATGLM2 = Family(
     prompt="Rounds are numbered from 1. Only a reply at the end is followed by the end token.",
     terms=(
         "The code of the original repository is Apache-2.0. The weights are under the ChatGLM2-6B licence in its "
-        "MODEL_LICENSE; older copies of it allow non-commercial research only: the copy beside the files you "
-        "have is the one that counts."
+        "MODEL_LICENSE; older copies of it allow non-commercial research only: the copy beside the files you have "
+        "is the one that counts."
     ),
     limits=(
-        "chatglm2-6b-32k divides positions by `rope_ratio`, where ChatGLM3 multiplies the rotary base by it, "
-        "and no field "
-        "of config.json tells the two apart. If `_name_or_path` does not say it either, pass "
+        "chatglm2-6b-32k divides positions by `rope_ratio`, where ChatGLM3 multiplies the rotary base by it, and no "
+        "field of config.json tells the two apart. If `_name_or_path` does not say it either, pass "
         '`generation="chatglm2"`. Its column of the architecture is that of chatglm2-6b, without this scaling.',
         _HALF_PRECISION,
         _VOCABULARY,
@@ -95,8 +94,7 @@ CODEGEEX2 = Family(
     limits=(
         "Its tokenizer.model is its own, not ChatGLM2's.",
         "config.json has `rotary_percent` and `interleaved_qkv`, at the values that ChatGLM2's code takes for "
-        "granted. "
-        "Others are refused.",
+        "granted. Others are refused.",
         _VOCABULARY,
     ),
     papers=("2303.17568",),

@@ -32,15 +32,13 @@ GLM_4_9B = Family(
     generations=("glm-4",),
     terms=(
         "The weights are under the glm-4-9b licence, the LICENSE of the original repository: free for academic "
-        "research; "
-        "commercial use asks for a registration. Who distributes the weights or what is made from them includes "
-        "a copy "
-        "of it, shows “Built with glm-4”, and begins the name of a model made with them with “glm-4”."
+        "research; commercial use asks for a registration. Who distributes the weights or what is made from them "
+        "includes a copy of it, shows “Built with glm-4”, and begins the name of a model made with them with "
+        "“glm-4”."
     ),
     limits=(
-        "Base, chat and chat-1m differ in the rotary base, and chat-1m in its key-value heads: weights of one "
-        "with the "
-        "config.json of another load, or nearly, and give nonsense.",
+        "Base, chat and chat-1m differ in the rotary base, and chat-1m in its key-value heads: weights of one with "
+        "the config.json of another load, or nearly, and give nonsense.",
         _STOPS,
         _SAME_NAME,
         "`tokenizer.model` is a tiktoken file, under the name of ChatGLM3's SentencePiece one.",
@@ -53,9 +51,8 @@ GLM_4_0414 = Family(
     name="glm-4-0414",
     title="GLM-4-0414 and GLM-Z1",
     intro=(
-        "The 2025 generation, with a norm before and after each branch (sandwich); the GLM-Z1 models write "
-        "their thoughts "
-        "before the answer."
+        "The 2025 generation, with a norm before and after each branch (sandwich); the GLM-Z1 models write their "
+        "thoughts before the answer."
     ),
     checkpoints=(
         Checkpoint("THUDM/GLM-4-9B-0414", "glm-4-9b-0414", "mit"),
@@ -67,16 +64,14 @@ GLM_4_0414 = Family(
     tags=("glm4",),
     generations=("glm-4-0414", "glm-z1"),
     prompt=(
-        "System messages come first, wherever they stand; tools are the template's `tools`. GLM-Z1's prompt "
-        "ends with "
-        "`<think>`, and of earlier replies only what follows `</think>` is kept."
+        "System messages come first, wherever they stand; tools are the template's `tools`. GLM-Z1's prompt ends "
+        "with `<think>`, and of earlier replies only what follows `</think>` is kept."
     ),
     terms="The weights are MIT, as their authors say in the original repositories.",
     limits=(
         _YARN,
-        "`post_attention_layernorm` is the norm before the feed-forward here, as LLaMA calls it; the two new "
-        "ones are "
-        "`post_self_attn_layernorm` and `post_mlp_layernorm`.",
+        "`post_attention_layernorm` is the norm before the feed-forward here, as LLaMA calls it; the two new ones "
+        "are `post_self_attn_layernorm` and `post_mlp_layernorm`.",
         "9B has a bias on q, k and v; 32B has none. GLM-Z1-Rumination-32B has four times the key-value heads; the "
         "config says so, and it loads.",
         _STOPS,
@@ -97,15 +92,14 @@ GLM_EDGE = Family(
     prompt="No `[gMASK]<sop>` before the first message.",
     terms=(
         "The weights are under the GLM-Edge licence, the LICENSE of the original repository: free for academic "
-        "research; "
-        "commercial use asks for a registration. Who distributes the weights or what is made from them includes "
-        "a copy of "
-        "it, shows “Built with GLM-Edge”, and begins the name of a model made with them with “GLM-Edge”."
+        "research; commercial use asks for a registration. Who distributes the weights or what is made from them "
+        "includes a copy of it, shows “Built with GLM-Edge”, and begins the name of a model made with them with "
+        "“GLM-Edge”."
     ),
     limits=(
         _STOPS,
-        "Embedding and head are one matrix; merging an adapter on only one of them gives a model with a head of "
-        "its own.",
+        "Embedding and head are one matrix; merging an adapter on only one of them gives a model with a head of its "
+        "own.",
         "The 4B checkpoint loads by its own config.json and is not in the table above; the vision models are refused.",
         "Copies of its template disagree on a line end after the last `<|assistant|>`; the one here has none.",
     ),
@@ -125,21 +119,18 @@ CODEGEEX4 = Family(
     generations=("codegeex4",),
     prompt=(
         "A system message in Chinese stands first unless you give one. To fill in the middle, one user message "
-        "holds the "
-        "suffix before the prefix: `<|code_suffix|>…<|code_prefix|>…<|code_middle|>`."
+        "holds the suffix before the prefix: `<|code_suffix|>…<|code_prefix|>…<|code_middle|>`."
     ),
     terms=(
         "The weights are under the CodeGeeX4 licence, the LICENSE of the original repository: free for academic "
-        "research; "
-        "commercial use asks for a registration. Who distributes the weights or what is made from them includes "
-        "a copy of "
-        "it, shows “Built with CodeGeeX4”, and begins the name of a model made with them with “CodeGeeX4”."
+        "research; commercial use asks for a registration. Who distributes the weights or what is made from them "
+        "includes a copy of it, shows “Built with CodeGeeX4”, and begins the name of a model made with them with "
+        "“CodeGeeX4”."
     ),
     limits=(
         "The decoder is that of glm-4-9b-chat in shape; the numbers are its own.",
-        "The ids of the code tokens come from the repository's own tokenizer files. With GLM-4's vocabulary "
-        "instead they "
-        "are read as plain text.",
+        "The ids of the code tokens come from the repository's own tokenizer files. With GLM-4's vocabulary instead "
+        "they are read as plain text.",
         _STOPS,
     ),
     papers=("2303.17568",),
@@ -163,13 +154,11 @@ LONG = Family(
     generations=("glm-4",),
     prompt=(
         "GLM-4's template. LongCite's user message numbers the sentences of the context, `<C0>…<C1>…`, and its "
-        "answer is "
-        "made of `<statement>…<cite>[6-8]</cite></statement>`."
+        "answer is made of `<statement>…<cite>[6-8]</cite></statement>`."
     ),
     terms=(
-        "LongWriter names the glm-4-9b licence; see the original repositories, and the terms of GLM-4-9B, which "
-        "ask for "
-        "“Built with glm-4” and for a name that begins with “glm-4”."
+        "LongWriter names the glm-4-9b licence; see the original repositories, and the terms of GLM-4-9B, which ask "
+        "for “Built with glm-4” and for a name that begins with “glm-4”."
     ),
     limits=(
         "The checkpoints of the same names on LLaMA 3.1 are LLaMA in shape and in licence: see the card of LLaMA 3.",

@@ -19,13 +19,11 @@ LLAMA_3 = Family(
     generations=("llama-3",),
     terms=(
         "Each release is under the community licence of its own number (the table names it); the field above is "
-        "that of "
-        "3.0. The licences ask for their notice beside the weights. See the original repositories."
+        "that of 3.0. The licences ask for their notice beside the weights. See the original repositories."
     ),
     limits=(
-        "Meta's own files (`original/`, `consolidated.*.pth`) pair rotary features differently; they are "
-        "converted by the "
-        "layout `meta`, in both directions.",
+        "Meta's own files (`original/`, `consolidated.*.pth`) pair rotary features differently; they are converted "
+        "by the layout `meta`, in both directions.",
         "The vision models of 3.2 are not read.",
     ),
     papers=("2407.21783",),

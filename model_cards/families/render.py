@@ -14,7 +14,7 @@ from glmlike.tokenization.templates import chat_template
 
 _FIRST = [{"role": "user", "content": "你好"}]
 _LATER = [*_FIRST, {"role": "assistant", "content": "你好！"}, {"role": "user", "content": "What is GLM?"}]
-_OWN_CLASSES = {
+OWN_CLASSES = {
     "glm": "GlmForCausalLM",
     "glm4": "Glm4ForCausalLM",
     "llama": "LlamaForCausalLM",
@@ -76,17 +76,17 @@ def _classes(decoders: dict[str, Published]) -> list[str]:
     """Which class an Auto class gives, where it is not this package's."""
     layouts = dict.fromkeys(published.format for published in decoders.values())
     return [
-        f"`AutoModelForCausalLM` loads files of the layout `{fmt}` as transformers' own `{_OWN_CLASSES[fmt]}`; "
+        f"`AutoModelForCausalLM` loads files of the layout `{fmt}` as transformers' own `{OWN_CLASSES[fmt]}`; "
         "`glmlike.GlmLikeForCausalLM` is this package's decoder on the same files."
         for fmt in layouts
-        if fmt in _OWN_CLASSES
+        if fmt in OWN_CLASSES
     ]
 
 
 def _use(family: Family, published: Published) -> str:
     loader = "AutoModelForCausalLM"
     source = family.folder
-    if published.format in _OWN_CLASSES or published.format == "glm-130b":
+    if published.format in OWN_CLASSES or published.format == "glm-130b":
         loader = "glmlike.GlmLikeForCausalLM"
     imports = ["import glmlike"]
     if family.fills and not family.generations:

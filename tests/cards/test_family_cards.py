@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from transformers import AutoModelForCausalLM
 
 import glmlike
 from glmlike.cards import check_card
@@ -24,7 +25,7 @@ CARDS = Path(__file__).parents[2] / "model_cards"
 sys.path.insert(0, str(CARDS))
 try:
     from families import FAMILIES
-    from families.render import prompt_of, render
+    from families.render import OWN_CLASSES, prompt_of, render
 finally:
     sys.path.remove(str(CARDS))
 
@@ -123,5 +124,9 @@ def test_code_blocks_run(
     for block in blocks:
         exec(compile(block, f"{family.name}.md", "exec"), scope)
     assert type(scope["model"]).__name__ == "GlmLikeForCausalLM"
+    fmt = PUBLISHED[family.checkpoints[0].decoder].format
+    if fmt in OWN_CLASSES:
+        assert type(AutoModelForCausalLM.from_pretrained(family.folder)).__name__ == OWN_CLASSES[fmt]
+        assert f"`{OWN_CLASSES[fmt]}`; `glmlike.GlmLikeForCausalLM`" in render(family)
     written = [path for path in tmp_path.iterdir() if path.name.startswith(f"{family.folder.removesuffix('-sat')}-")]
     assert any((path / "config.json").exists() for path in written)

@@ -32,15 +32,30 @@ def check_card(text: str) -> list[str]:
         return [f"the front matter cannot be read ({' '.join(str(error).split())}). Correct its YAML."]
     checks = (_license, _language, _names, _base, _lists, _near_misses)
     found = [problem for check in checks for problem in check(fields)]
-    return found + list(_body(text[matter.end() :]))
+    return [*_twice(matter[1]), *found, *_body(text[matter.end() :])]
 
 
 def front_matter(text: str) -> dict[str, Any]:
-    """The fields of a card as huggingface_hub reads them; raises what it raises on damaged ones."""
+    """The fields of a card, its ``model-index`` one that huggingface_hub can read.
+
+    Raises:
+        ValueError, yaml.YAMLError: no front matter, or a damaged one.
+    """
+    import yaml
     from huggingface_hub import ModelCard
 
-    data: Any = ModelCard(text).data
-    return dict(data.to_dict())
+    matter = FRONT_MATTER.match(text)
+    fields = yaml.safe_load(matter[1]) if matter else None
+    if not isinstance(fields, dict):
+        raise ValueError("expected lines of `field: value`")
+    ModelCard(text)
+    return fields
+
+
+def _twice(matter: str) -> Iterator[str]:
+    names = re.findall(r"^([A-Za-z][\w-]*)[ \t]*:", matter, re.MULTILINE)
+    for name in sorted({name for name in names if names.count(name) > 1}):
+        yield f"{name}: given twice, and only the last counts. Drop one."
 
 
 def _license(fields: Mapping[str, Any]) -> Iterator[str]:
