@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import sys
 from pathlib import Path
@@ -249,6 +250,25 @@ def test_the_card_of_an_adapter(adapter: Path, tmp_path: Path) -> None:
         "owner/base",
         "adapter",
     )
+
+
+def code_of(card: Card) -> str:
+    (block,) = re.findall(r"```python\n(.*?)```", card.body, re.DOTALL)
+    return str(block)
+
+
+def test_the_code_of_a_card_runs(trained: Path, adapter: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for source in (trained, adapter, TINY):
+        shutil.copytree(source, tmp_path / source.name)
+    scope: dict[str, Any] = {}
+    exec(code_of(card_for("letters")), scope)
+    assert scope["tokenizer"].decode(scope["tokenizer"]("We")["input_ids"]) == "We"
+    for path in (tmp_path / "letters").glob("tokenizer*"):
+        path.unlink()
+    assert "Tokenizer" not in code_of(card_for("letters"))
+    exec(code_of(card_for("letters-lora")), scope)
+    assert type(scope["model"]).__name__ == "PeftModelForCausalLM"
 
 
 def test_peft_s_readme_with_a_word_of_the_user_is_the_user_s(adapter: Path, tmp_path: Path) -> None:

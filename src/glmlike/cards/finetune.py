@@ -145,8 +145,11 @@ def _eval_results(contents: Contents, about: About) -> list[Any]:
 def _use(contents: Contents, about: About, title: str) -> str:
     auto = contents.task[1]
     if contents.adapter is None:
-        lines = ["import glmlike", f"from transformers import {auto}, AutoTokenizer", ""]
-        lines += [f'model = {auto}.from_pretrained("{title}")', f'tokenizer = AutoTokenizer.from_pretrained("{title}")']
+        names = [auto, *(["AutoTokenizer"] if contents.has_tokenizer else [])]
+        lines = ["import glmlike", f"from transformers import {', '.join(names)}", ""]
+        lines.append(f'model = {auto}.from_pretrained("{title}")')
+        if contents.has_tokenizer:
+            lines.append(f'tokenizer = AutoTokenizer.from_pretrained("{title}")')
     else:
         base = _base(contents, about) or "BASE"
         lines = ["import glmlike", f"from transformers import {auto}", ""]

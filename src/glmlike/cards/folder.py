@@ -42,6 +42,11 @@ class Contents:
     record: Mapping[str, Any]
 
     @property
+    def has_tokenizer(self) -> bool:
+        """Whether a tokenizer's files are beside the model."""
+        return any(next(self.folder.glob(name), None) for name in ("tokenizer*", "*.model", "vocab.*"))
+
+    @property
     def task(self) -> tuple[str, str]:
         """The Hub's task and the Auto class of the folder's head."""
         if self.adapter is not None:
