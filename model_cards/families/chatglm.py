@@ -42,6 +42,8 @@ CHATGLM2 = Family(
         _HALF_PRECISION,
         _VOCABULARY,
         _PLUGIN,
+        "Repositories ending in -int4 or -int8 hold integers. They load as floats, or stay integers with "
+        "`GlmIntConfig(dequantize=False)`; a conversion makes floats of them.",
         "P-tuned checkpoints (`pre_seq_len`) load with their prefix; besides `chatglm`, only `glmlike` can say one.",
     ),
     papers=("2103.10360", "2406.12793"),

@@ -26,8 +26,8 @@ GLM_10B = Family(
     prompt=(
         "These models have no chat template. A text holds a blank, `[MASK]` (words), `[sMASK]` (sentences) or "
         "`[gMASK]` (the rest of a document); the tokenizer puts `[CLS]` before it and the end-of-text token after "
-        "it, and a piece begins with `<|startofpiece|>` and ends with `<|endofpiece|>`:\n\n```text\n[CLS] GLM is a "
-        "[MASK] model. <|endoftext|> <|startofpiece|>\n```"
+        "it, and a piece begins with `<|startofpiece|>` and ends with `<|endofpiece|>`:\n\n"
+        "```text\n[CLS] GLM is a [MASK] model. <|endoftext|> <|startofpiece|>\n```"
     ),
     fills="GLM is a [MASK] model.",
     terms=(
@@ -62,8 +62,8 @@ GLM_130B = Family(
     prompt=(
         "A base model: no chat template. A text with `[MASK]` is filled there; a text without a blank gets "
         "`[gMASK]` at its end and is continued. Then comes the start-of-piece token. With `[MASK]` every token of "
-        "the piece has the position of the blank, with `[gMASK]` positions run on:\n\n```text\nTsinghua University "
-        "is in [gMASK]<sop>\n```"
+        "the piece has the position of the blank, with `[gMASK]` positions run on:\n\n"
+        "```text\nTsinghua University is in [gMASK]<sop>\n```"
     ),
     terms=("See the LICENSE (code) and the MODEL_LICENSE (weights) of the original repository."),
     limits=(
@@ -107,6 +107,8 @@ CHATGLM_6B = Family(
         "Rotary frequencies are rounded to float16, as in the original: up to 0.32 rad off the exact ones below "
         "position 2048.",
         "The files hold LayerNorms in float32 and the rest in float16; a conversion keeps each tensor's own type.",
+        "Repositories ending in -int4 or -int8 hold integers. They load as floats, or stay integers with "
+        "`GlmIntConfig(dequantize=False)`; a conversion makes floats of them.",
         "`metadata.total_size` of the v1.1 index is that of v1.0's larger tables, and is not checked.",
         "The tokenizer is not reversible: it folds full-width forms and drops a single leading blank.",
         "Flash attention and continuous batching are refused: they would drop the mask of the context.",

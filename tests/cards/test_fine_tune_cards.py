@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 from huggingface_hub import ModelCard
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 from transformers import AutoModelForCausalLM, AutoTokenizer, Trainer, TrainingArguments
 
@@ -252,6 +252,13 @@ def test_the_card_of_an_adapter(adapter: Path, tmp_path: Path) -> None:
     )
 
 
+def test_the_card_of_a_merged_adapter(adapter: Path, tmp_path: Path) -> None:
+    report = glmlike.merge(TINY, adapter, tmp_path / "merged")
+    card = card_for(tmp_path / "merged", ABOUT)
+    assert f"Merged in: adapter `{adapter.name}`, sha256 `{report.adapters_sha256[0]}`." in card.body
+    assert check_card(card.text) == []
+
+
 def code_of(card: Card) -> str:
     (block,) = re.findall(r"```python\n(.*?)```", card.body, re.DOTALL)
     return str(block)
@@ -345,11 +352,14 @@ def test_a_readme_that_cannot_be_read_is_left_alone(folder: Path, old: str) -> N
 
 
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])
-@given(st.text(st.characters(codec="utf-8", exclude_characters="\x00"), max_size=200))
-def test_any_text_of_a_user_survives(body: str) -> None:
+@given(
+    st.sampled_from(["", "---\ntags:\n- mine\n---\n"]),
+    st.text(st.characters(codec="utf-8", exclude_characters="\x00"), max_size=200),
+)
+def test_any_text_of_a_user_survives(front: str, body: str) -> None:
+    assume(front or not body.lstrip().startswith("---"))
     card = Card({"license": "mit"}, "# new\n\nnumbers\n")
-    old = f"---\ntags:\n- mine\n---\n{body}"
-    once = merged(old, card)
+    once = merged(front + body, card)
     assert once.endswith(body.lstrip("\r\n")) or not body.strip()
     assert merged(once, card) == once
     newer = merged(once, Card({"license": "mit"}, "# newer\n\nother numbers\n"))
