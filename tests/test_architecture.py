@@ -51,6 +51,19 @@ MAY: dict[str, set[str]] = {
         *("torch", "glmlike.errors", "glmlike.hub_json", "glmlike.spec"),
         *("glmlike.checkpoint.native", "glmlike.checkpoint.shards"),
     },
+    "cards/identifiers": set(),
+    "cards/checks": {"yaml", "huggingface_hub", "glmlike.cards.identifiers"},
+    "cards/parts": {"glmlike.hub_json", "glmlike.spec"},
+    "cards/training": {"glmlike.errors", "glmlike.checkpoint.shards"},
+    "cards/curve": {"matplotlib", "glmlike.cards.training"},
+    "cards/folder": {
+        *("glmlike.errors", "glmlike.spec", "glmlike.hub_json", "glmlike.checkpoint.shards", "glmlike.cards.training"),
+    },
+    "cards/finetune": {
+        *("huggingface_hub", "glmlike.cards.curve", "glmlike.cards.folder", "glmlike.cards.parts"),
+        "glmlike.cards.training",
+    },
+    "cards/readme": {"jinja2", "huggingface_hub", "glmlike.errors", "glmlike.cards.checks", "glmlike.cards.finetune"},
     "chat": {
         *("transformers", "glmlike.generation_defaults"),
         *("glmlike.tokenization.prompts", "glmlike.tokenization.replies"),
@@ -214,7 +227,7 @@ def run(code: str) -> str:
 
 
 def test_importing_the_package_imports_neither_torch_nor_transformers() -> None:
-    rooms = "glmlike, glmlike.checkpoint, glmlike.cli, glmlike.infilling"
+    rooms = "glmlike, glmlike.cards, glmlike.checkpoint, glmlike.cli, glmlike.infilling"
     code = f"import sys, {rooms}; print({{'torch', 'transformers'}} & set(sys.modules))"
     assert run(code).strip() == "set()"
 
