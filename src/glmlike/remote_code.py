@@ -26,7 +26,7 @@ AUTO_MAP: Mapping[str, str] = {
     "AutoModelForTokenClassification": "modeling_glmlike.GlmLikeForTokenClassification",
     "AutoModelForQuestionAnswering": "modeling_glmlike.GlmLikeForQuestionAnswering",
 }
-"""What a config.json says so that the Auto classes find the file; tokenizers are transformers' own and need no entry."""
+"""What a config.json says so that the Auto classes find the file. Tokenizers are transformers' own: no entry."""
 
 _CUTS = {
     ("glmlike.configuration", "GlmLikeConfig"): Cut(
