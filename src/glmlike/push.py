@@ -6,6 +6,7 @@ all, and takes the weight files of an earlier push with it: of two sets side by 
 
 from __future__ import annotations
 
+import re
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -148,7 +149,7 @@ def send(upload: Upload) -> Upload:
         PushError: no login, no right to write, or a public repository that was to be private.
     """
     from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi
-    from huggingface_hub.errors import HfHubHTTPError, LocalTokenNotFoundError
+    from huggingface_hub.errors import LocalTokenNotFoundError
 
     api = HfApi(library_name="glmlike")
     try:
@@ -164,9 +165,9 @@ def send(upload: Upload) -> Upload:
         )
     except LocalTokenNotFoundError:
         raise PushError(f"{upload.repo}: not logged in. Run `hf auth login`, or set HF_TOKEN.") from None
-    except HfHubHTTPError as error:
-        code = error.response.status_code if error.response is not None else None
-        if code not in (401, 403):
+    except OSError as error:  # HfHubHTTPError is one, and what the Xet client raises
+        code = _refusal(error)
+        if code is None:
             raise
         raise PushError(
             f"{upload.repo}: the Hub refuses ({code}). Log in with a token that may write there: `hf auth login`, or "
@@ -194,6 +195,14 @@ def _target(api: HfApi, upload: Upload) -> str | None:
         return info.sha
     api.create_branch(upload.repo, branch=upload.revision, exist_ok=True)
     return api.model_info(upload.repo, revision=upload.revision).sha
+
+
+def _refusal(error: OSError) -> int | None:
+    """401 or 403, if that is what the Hub answered; the Xet client says it in words alone."""
+    response = getattr(error, "response", None)
+    said = re.search(r"\b(401 Unauthorized|403 Forbidden)\b", str(error))
+    code = response.status_code if response is not None else int(said[1][:3]) if said else None
+    return code if code in (401, 403) else None
 
 
 def _is_replaced(name: str, upload: Upload) -> bool:
