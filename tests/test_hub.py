@@ -1,6 +1,6 @@
 """The Hub end to end, over LFS and over Xet; each in a process whose huggingface_hub is told of a Hub on this machine.
 
-What is tested stands in tests/hub_cases, of which an ordinary run collects nothing.
+What is tested stands in tests/hub_cases, whose files an ordinary run does not collect, by their names.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ TESTS = Path(__file__).parent
 
 @pytest.mark.slow
 @pytest.mark.parametrize("mode", ["lfs", "xet"])
-@pytest.mark.parametrize("cases", ["test_hub_session.py", "test_push_session.py"])
+@pytest.mark.parametrize("cases", ["hub_session.py", "push_session.py"])
 def test_in_a_process_of_its_own(mode: str, cases: str) -> None:
     if mode == "xet" and importlib.util.find_spec("hf_xet") is None:
         pytest.skip("hf_xet is not installed here")

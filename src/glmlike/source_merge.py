@@ -293,7 +293,7 @@ def _written(package: Package, part: _Taken, later: set[str]) -> str:
     module = package.module(part.module)
     edits = [_removal(module, node) for node in part.dropped if isinstance(node, ast.stmt)]
     if part.cut.bases and isinstance(part.node, ast.ClassDef):
-        edits.append(_bases(module, part.node, part.dropped))
+        edits += _bases(module, part.node, part.dropped)
     if part.cut.docstring is not None and isinstance(part.node, ast.ClassDef):
         edits.append((*module.span(part.node.body[0]), f'"""{part.cut.docstring}"""'))
     if module.lazy_annotations:
@@ -334,9 +334,16 @@ def _removal(module: Module, node: ast.stmt) -> tuple[int, int, str]:
     return module.offsets[first - 1], module.offsets[node.end_lineno or node.lineno], ""
 
 
-def _bases(module: Module, node: ast.ClassDef, dropped: tuple[ast.AST, ...]) -> tuple[int, int, str]:
-    kept = [module.text(base) for base in node.bases if not any(base is one for one in dropped)]
-    return module.span(node.bases[0])[0], module.span(node.bases[-1])[1], ", ".join(kept)
+def _bases(module: Module, node: ast.ClassDef, dropped: tuple[ast.AST, ...]) -> Iterator[tuple[int, int, str]]:
+    """The edits that take bases out of a class, each with one of its commas."""
+    spans = [module.span(base) for base in node.bases]
+    kept = [index for index, base in enumerate(node.bases) if not any(base is one for one in dropped)]
+    last = max(kept, default=-1)
+    for index, (begin, _) in enumerate(spans):
+        if index not in kept and index < last:
+            yield begin, spans[index + 1][0], ""
+    if last < len(spans) - 1:
+        yield spans[last][1] if kept else spans[0][0], spans[-1][1], ""
 
 
 def _quoted(module: Module, part: _Taken, later: set[str]) -> list[tuple[int, int, str]]:

@@ -38,9 +38,9 @@ def _homes(folder: Path) -> tuple[Path, ...]:
     """Where the files of a folder may be: in it, or where a Hub cache that it is part of keeps them."""
     for place in (folder, *folder.parents):
         repository = place.parent.parent
-        if place.parent.name == "snapshots" and repository.name.startswith("models--"):
-            if (repository / "blobs").is_dir():
-                return repository, repository.parent / "blobs"
+        is_cached = place.parent.name == "snapshots" and repository.name.startswith("models--")
+        if is_cached and (repository / "blobs").is_dir():
+            return repository, repository.parent / "blobs"
     return (folder,)
 
 
