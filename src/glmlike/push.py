@@ -165,7 +165,7 @@ def send(upload: Upload) -> Upload:
         )
     except LocalTokenNotFoundError:
         raise PushError(f"{upload.repo}: not logged in. Run `hf auth login`, or set HF_TOKEN.") from None
-    except OSError as error:  # HfHubHTTPError is one, and what the Xet client raises
+    except (OSError, RuntimeError) as error:  # HfHubHTTPError and the Xet client's; huggingface_hub 1.x wraps them
         code = _refusal(error)
         if code is None:
             raise
@@ -197,10 +197,11 @@ def _target(api: HfApi, upload: Upload) -> str | None:
     return api.model_info(upload.repo, revision=upload.revision).sha
 
 
-def _refusal(error: OSError) -> int | None:
+def _refusal(error: BaseException) -> int | None:
     """401 or 403, if that is what the Hub answered; the Xet client says it in words alone."""
-    response = getattr(error, "response", None)
-    said = re.search(r"\b(401 Unauthorized|403 Forbidden)\b", str(error))
+    cause = error.__cause__ if isinstance(error, RuntimeError) and error.__cause__ is not None else error
+    response = getattr(cause, "response", None)
+    said = re.search(r"\b(401 Unauthorized|403 Forbidden)\b", str(cause))
     code = response.status_code if response is not None else int(said[1][:3]) if said else None
     return code if code in (401, 403) else None
 
