@@ -122,6 +122,16 @@ MAY: dict[str, set[str]] = {
         *("transformers", "glmlike.errors"),
         *("glmlike.infilling.context", "glmlike.infilling.decoding", "glmlike.infilling.filling"),
     },
+    "source_merge": set(),
+    "remote_code": {"glmlike", "glmlike.errors", "glmlike.source_merge"},
+    "push_checks": {
+        *("huggingface_hub", "transformers", "yaml", "glmlike.errors"),
+        *("glmlike.checkpoint.inside", "glmlike.checkpoint.shards"),
+    },
+    "push": {
+        *("huggingface_hub", "glmlike.errors", "glmlike.hub_json", "glmlike.checkpoint.convert"),
+        *("glmlike.push_checks", "glmlike.remote_code"),
+    },
     "checkpoint/layouts": {"torch", "glmlike.errors"},
     "checkpoint/rules": {"glmlike.errors", "glmlike.checkpoint.layouts"},
     "checkpoint/quantized": {"glmlike.errors", "glmlike.checkpoint.headers"},
@@ -227,7 +237,7 @@ def run(code: str) -> str:
 
 
 def test_importing_the_package_imports_neither_torch_nor_transformers() -> None:
-    rooms = "glmlike, glmlike.cards, glmlike.checkpoint, glmlike.cli, glmlike.infilling"
+    rooms = "glmlike, glmlike.cards, glmlike.checkpoint, glmlike.cli, glmlike.infilling, glmlike.push"
     code = f"import sys, {rooms}; print({{'torch', 'transformers'}} & set(sys.modules))"
     assert run(code).strip() == "set()"
 

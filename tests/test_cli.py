@@ -31,7 +31,7 @@ def test_version(capsys: pytest.CaptureFixture[str]) -> None:
 
 def test_alone_it_says_what_it_can_do(capsys: pytest.CaptureFixture[str]) -> None:
     _, out, err = run(capsys)
-    assert all(command in out + err for command in ("demo", "inspect", "convert", "verify", "fill"))
+    assert all(command in out + err for command in ("demo", "inspect", "convert", "verify", "fill", "push"))
 
 
 def test_as_a_module_and_as_a_script() -> None:
@@ -105,6 +105,9 @@ def test_folders_of_rank_files(capsys: pytest.CaptureFixture[str], golden: Path,
         (("convert", "nowhere", "out", "--to", "glm"), "nowhere/config.json: not there"),
         (("convert", "nowhere", "out", "--to", "ggml"), "to='ggml': expected one of glmlike, glm-10b"),
         (("convert", "a", "b", "--to", "glm", "--max-shard-size", "big"), "'big': expected a size such as 5GB"),
+        (("push", "nowhere", "user/name"), "nowhere/config.json: not there"),
+        (("push", "nowhere", "name"), "'name': expected user/name"),
+        (("push", "nowhere", "user/name", "--as", "ggml"), "--as ggml: expected one of glmlike, glm-10b"),
         (("inspect",), "Missing argument"),
         (("unheard",), "No such command"),
     ],

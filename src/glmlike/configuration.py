@@ -140,7 +140,7 @@ class GlmLikeConfig(PreTrainedConfig):
     def spec(self) -> DecoderSpec:
         """The decoder these fields describe, validated anew at each access (a config can be edited)."""
         fields = {name: getattr(self, name, None) for name in _SPEC_FIELDS}
-        return hub_json.read_spec({"model_type": "glmlike", **fields}, "config")
+        return hub_json.read_native({"model_type": "glmlike", **fields}, "config")
 
     @classmethod
     def from_spec(cls, spec: DecoderSpec, **kwargs: Any) -> GlmLikeConfig:

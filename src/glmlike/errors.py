@@ -28,6 +28,10 @@ class CheckpointError(GlmLikeError, RuntimeError):
     """
 
 
+class PushError(GlmLikeError):
+    """A folder that is not fit to be pushed to the Hub, or a Hub that refuses it; nothing was created or changed."""
+
+
 class VocabularyError(GlmLikeError, IndexError):
     """Token ids, or learned positions, that have no row in the tables; an IndexError as torch's own is."""
 
