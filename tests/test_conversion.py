@@ -17,7 +17,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-import hub
+import hub_server
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
@@ -492,26 +492,23 @@ def test_a_repository_is_read_at_one_commit_and_again_offline(golden: Path, tmp_
     files["part.safetensors"] = files.pop("model.safetensors")
     files |= {"model.safetensors.index.json": json.dumps(index).encode(), "modeling_chatglm.py": b"raise SystemExit"}
     files |= {"pytorch_model.bin": b"not read", "MODEL_LICENSE": b"terms"}
-    with hub.running() as (address, server):
-        repository = hub.Repository(private=False)
-        repository.commits.append(("a" * 40, files))
-        server.repositories["someone/chatglm3"] = repository
-        done = _run(
-            "convert_chatglm_to_glm", ["someone/chatglm3", str(tmp_path / "out")], tmp_path, HF_ENDPOINT=address
-        )
+    with hub_server.running() as hub:
+        commit = hub.put("someone/chatglm3", files)
+        arguments = ["someone/chatglm3", str(tmp_path / "out")]
+        done = _run("convert_chatglm_to_glm", arguments, tmp_path, HF_ENDPOINT=hub.address)
         assert done.returncode == 0, done.stderr[-3000:]
-        asked = "\n".join(server.requests)
-    assert f"read: someone/chatglm3 at {'a' * 40} (pin it: --revision {'a' * 40})" in done.stdout
+        asked = "\n".join(hub.requests)
+    assert f"read: someone/chatglm3 at {commit} (pin it: --revision {commit})" in done.stdout
     assert "part.safetensors" in asked
     assert "pytorch_model.bin" not in asked
     assert "modeling_chatglm.py" not in asked
     assert glmlike.verify(golden / "chatglm3", tmp_path / "out") > 0
     assert (tmp_path / "out" / "MODEL_LICENSE").read_bytes() == b"terms"
-    pinned = ["someone/chatglm3", str(tmp_path / "again"), "--revision", "a" * 40]
+    pinned = ["someone/chatglm3", str(tmp_path / "again"), "--revision", commit]
     again = _run("convert_chatglm_to_glm", pinned, tmp_path, HF_HUB_OFFLINE="1")
     assert again.returncode == 0, again.stderr[-3000:]
-    assert again.stdout.startswith(f"read: someone/chatglm3 at {'a' * 40}\n")
-    for other, environment in (("someone/other", {"HF_HUB_OFFLINE": "1"}), ("bad..id/x", {"HF_ENDPOINT": address})):
+    assert again.stdout.startswith(f"read: someone/chatglm3 at {commit}\n")
+    for other, environment in (("someone/other", {"HF_HUB_OFFLINE": "1"}), ("bad..id/x", {"HF_ENDPOINT": hub.address})):
         failed = _run("convert_chatglm_to_glm", [other, str(tmp_path / "no")], tmp_path, **environment)
         assert failed.returncode == 1
         assert failed.stderr.startswith(f"Error: {other}: no folder of this name is here, and the repository cannot be")
@@ -523,13 +520,11 @@ def test_a_repository_with_a_recipe_is_compared_with_it(source: Callable[[str], 
     folder = source("meta")
     files = {f"original/{path.name}": path.read_bytes() for path in folder.iterdir()}
     files |= {"LICENSE": b"terms", "model.safetensors": b"not read", "config.json": b"{}"}
-    with hub.running() as (address, server):
-        repository = hub.Repository(private=False)
-        repository.commits.append(("b" * 40, files))
-        server.repositories["meta-llama/Llama-3.2-1B"] = repository
+    with hub_server.running() as hub:
+        hub.put("meta-llama/Llama-3.2-1B", files)
         arguments = ["meta-llama/Llama-3.2-1B", str(tmp_path / "out")]
-        done = _run("convert_llama_meta", arguments, tmp_path / "home", HF_ENDPOINT=address)
-        asked = "\n".join(server.requests)
+        done = _run("convert_llama_meta", arguments, tmp_path / "home", HF_ENDPOINT=hub.address)
+        asked = "\n".join(hub.requests)
     assert done.returncode == 1
     assert re.match(r"Error: .*/original: not the checkpoint of its recipe: .*contradict each other", done.stderr)
     assert "original/consolidated.00.pth" in asked

@@ -113,6 +113,19 @@ class Hub:
     def fault(self, request: str) -> int | None:
         return next((status for pattern, status in self.faults if re.search(pattern, request)), None)
 
+    def put(self, name: str, files: dict[str, bytes]) -> str:
+        """Commit these files, and no others, to a public repository's main branch; the commit."""
+        repository = self.repositories.setdefault(name, Repository(name, private=False))
+        tree = {}
+        for path, data in files.items():
+            large = is_large(path, len(data))
+            entry = (
+                Entry.large(hashlib.sha256(data).hexdigest(), len(data)) if large else Entry(blob_id(data), len(data))
+            )
+            self.contents[entry.key] = data
+            tree[path] = entry
+        return repository.commit("main", tree, "files", repository.branches["main"])
+
     def knows(self, sha256: str) -> bool:
         return sha256 in self.contents or (self.xet is not None and sha256 in self.xet.hashes())
 
