@@ -17,12 +17,12 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-import hub_server
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
 import glmlike
+import hub_server
 from glmlike.hub_json import write_config
 from glmlike.published import PUBLISHED
 from specs import SPECS
