@@ -6,9 +6,9 @@ from typing import Any
 
 import pytest
 import torch
-import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch.nn import functional as F  # noqa: N812
 from torch.testing import assert_close
 from torch.utils._python_dispatch import TorchDispatchMode
 from transformers.loss.loss_utils import ForCausalLMLoss
@@ -112,7 +112,7 @@ def test_low_precision_is_no_further_from_the_truth_than_the_plain_loss(monkeypa
     hidden.requires_grad_(frozen != "hidden")
     wide = [tensor.detach().double().requires_grad_(tensor.requires_grad) for tensor in (hidden, weight)]
     scale = 1024.0  # as a gradient scaler has it
-    truth, exact = gradients(plain, *wide, labels, scale=scale)
+    _, exact = gradients(plain, *wide, labels, scale=scale)
     expected, theirs = gradients(plain, hidden, weight, labels, scale=scale)
     found, ours = gradients(linear_cross_entropy, hidden, weight, labels, scale=scale)
     assert found.dtype == torch.float32

@@ -99,7 +99,8 @@ def test_every_way_to_read_them(reader: str, calls: list[int]) -> None:
 def test_a_tuple_is_whole() -> None:
     model, batch = model_and_batch()
     loss, logits, *_ = model(**batch, return_dict=False)
-    assert loss.shape == () and logits.shape == (2, 7, 40)
+    assert loss.shape == ()
+    assert logits.shape == (2, 7, 40)
 
 
 def test_what_walks_over_outputs_makes_no_logits(calls: list[int]) -> None:
@@ -109,7 +110,8 @@ def test_what_walks_over_outputs_makes_no_logits(calls: list[int]) -> None:
     outputs = model(**batch)
     assert any(tensor is outputs.loss for tensor in _find_tensors(outputs))
     again = _pytree.tree_map(lambda leaf: leaf, outputs)
-    assert calls == [] and type(again) is type(outputs)
+    assert calls == []
+    assert type(again) is type(outputs)
     assert_close(again.logits, outputs.logits)
 
 

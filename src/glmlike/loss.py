@@ -14,13 +14,14 @@ Shapes: N labelled tokens, C tokens of a chunk, D hidden, V vocabulary, U vocabu
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
+from torch.nn.functional import pad
 
 IGNORED = -100
 _CHUNK = 30_000_000  # logits of a chunk of tokens: 120 MB in float32
@@ -48,7 +49,7 @@ def causal_lm_loss(
     if shift_labels is None:
         if labels is None:
             raise ValueError("neither labels nor shift_labels: give one of them.")
-        shift_labels = F.pad(labels, (0, 1), value=ignore_index)[..., 1:]
+        shift_labels = pad(labels, (0, 1), value=ignore_index)[..., 1:]
     chosen = {name: kwargs[name] for name in ("softcap", "z_loss") if name in kwargs}
     return linear_cross_entropy(
         hidden, weight, shift_labels, ignore_index=ignore_index, num_items_in_batch=num_items_in_batch, **chosen
@@ -81,27 +82,30 @@ def linear_cross_entropy(
     if torch.is_autocast_enabled(hidden.device.type):
         dtype = torch.get_autocast_dtype(hidden.device.type)
         hidden, weight = hidden.to(dtype), weight.to(dtype)
-    total, count = _total(hidden, weight, labels, ignore_index, softcap, z_loss)
-    if num_items_in_batch is None:
-        return total / count
-    return total / (
-        num_items_in_batch.to(total.device) if isinstance(num_items_in_batch, Tensor) else num_items_in_batch
-    )
+    mean: Tensor = _mean(hidden, weight, labels, ignore_index, num_items_in_batch, softcap, z_loss)
+    return mean
 
 
 def is_plain_head(head: nn.Module) -> bool:
     """Whether calling ``head`` is a product with its ``weight`` and nothing else: no bias, hook or sharded tensor."""
-    hooks = (head._forward_hooks, head._forward_pre_hooks, head._backward_hooks, head._backward_pre_hooks)
-    if type(head) is not nn.Linear or head.bias is not None or any(hooks) or "forward" in vars(head):
+    if type(head) is not nn.Linear or type(head.weight) is not nn.Parameter or getattr(head, "bias", None) is not None:
         return False
-    return type(head.weight) in (nn.Parameter, Tensor)
+    hooked: tuple[Any, ...] = (head._forward_hooks, head._forward_pre_hooks)
+    hooked += (head._backward_hooks, head._backward_pre_hooks)
+    return not any(hooked) and "forward" not in vars(head)
 
 
 @torch.compiler.disable  # how many tokens are labelled is data
-def _total(
-    hidden: Tensor, weight: Tensor, labels: Tensor, ignore_index: int, softcap: float | None, z_loss: float
-) -> tuple[Tensor, int]:
-    """The sum of the loss over labelled tokens, and their number."""
+def _mean(
+    hidden: Tensor,
+    weight: Tensor,
+    labels: Tensor,
+    ignore_index: int,
+    divisor: Tensor | int | None,
+    softcap: float | None,
+    z_loss: float,
+) -> Tensor:
+    """The sum of the loss over the labelled tokens, divided by ``divisor`` or by their number."""
     hidden, labels = hidden.reshape(-1, hidden.shape[-1]), labels.reshape(-1).to(hidden.device)
     scored = (labels != ignore_index).nonzero()[:, 0]
     if len(scored) < len(labels):
@@ -114,9 +118,15 @@ def _total(
         )
     grad = torch.is_grad_enabled()
     wanted = (grad and hidden.requires_grad, grad and weight.requires_grad)
+    divisor = len(labels) if divisor is None else divisor
+    # A low-precision gradient made ahead is rounded with the divisor's digits in it: what is left to multiply it by is
+    # mostly a power of two, which rounds nothing. The whole divisor would make float16 underflow.
+    low = weight.dtype.itemsize < 4 and wanted == (True, False)
+    digits = math.frexp(float(divisor))[0] if low else 1.0
     with torch.autocast(hidden.device.type, enabled=False):
-        total: Tensor = _Sum.apply(hidden, weight, labels, softcap, z_loss, wanted)
-    return total, len(labels)
+        shape = _Shape(softcap, z_loss, digits or 1.0)
+        total: Tensor = _Sum.apply(hidden, weight, labels, shape, wanted)  # type: ignore[no-untyped-call]
+    return total.div(divisor.to(total.device) if isinstance(divisor, Tensor) else divisor)
 
 
 class _Sum(torch.autograd.Function):
@@ -128,11 +138,9 @@ class _Sum(torch.autograd.Function):
         hidden: Tensor,
         weight: Tensor,
         labels: Tensor,
-        softcap: float | None,
-        z_loss: float,
+        shape: _Shape,
         wanted: tuple[bool, bool],
     ) -> Tensor:
-        shape = _Shape(softcap, z_loss)
         ctx.shape, ctx.wanted, ctx.ahead = shape, wanted, None
         ctx.by_tiles = wanted[1] and weight.dtype.itemsize < 4
         if any(wanted) and not ctx.by_tiles:
@@ -144,16 +152,16 @@ class _Sum(torch.autograd.Function):
         return shape.loss(normalizers, scores)
 
     @staticmethod
-    @once_differentiable  # type: ignore[untyped-decorator]
+    @once_differentiable
     def backward(ctx: Any, scale: Tensor) -> tuple[Tensor | None, ...]:
+        shape, wanted = ctx.shape, ctx.wanted
+        hidden, weight, labels, *first = ctx.saved_tensors
         if ctx.by_tiles:
-            gradients = _second_pass(*ctx.saved_tensors, ctx.shape, scale, ctx.wanted[0])
-        else:
-            # Handed over, so that autograd keeps no copy: a second backward through a kept graph makes them anew.
-            ahead = ctx.ahead or _by_rows(*ctx.saved_tensors, ctx.shape, ctx.wanted)[1:]
-            ctx.ahead = None
-            gradients = tuple(None if gradient is None else gradient.mul_(scale) for gradient in ahead)
-        return (*gradients, None, None, None, None)
+            return (*_second_pass(hidden, weight, labels, *first, shape, scale, wanted[0]), None, None, None)
+        # Handed over, so that autograd keeps no copy: a second backward through a kept graph makes them anew.
+        ahead = ctx.ahead or _by_rows(hidden, weight, labels, shape, wanted)[1:]
+        ctx.ahead, scale = None, scale * shape.digits
+        return (*(None if gradient is None else gradient.mul_(scale) for gradient in ahead), None, None, None)
 
 
 class _Shape(NamedTuple):
@@ -161,6 +169,8 @@ class _Shape(NamedTuple):
 
     softcap: float | None
     z_loss: float
+    digits: float = 1.0
+    """What gradients made ahead are divided by."""
 
     def capped(self, logits: Tensor) -> Tensor:
         """``logits``, capped in place."""
@@ -182,6 +192,10 @@ class _Shape(NamedTuple):
         if labelled:
             gradient.sub_(1)
         return gradient if slopes is None else gradient.mul_(slopes)
+
+    def ahead(self, gradient: Tensor) -> Tensor:
+        """``gradient`` as it is kept until the backward, in place."""
+        return gradient if self.digits == 1.0 else gradient.div_(self.digits)
 
 
 def _by_rows(
@@ -208,8 +222,9 @@ def _by_rows(
         total += shape.loss(normalizers_C, scores_C)
         for tile in _tiles(vocabulary, width):
             logits_UC = shape.capped(_loaded(logits_VC[tile], work))
-            logits_VC[tile] = shape.gradient(logits_UC, normalizers_C)
-        logits_VC[labels_C, columns] = shape.gradient(scores_C, normalizers_C, labelled=True).to(logits_VC.dtype)
+            logits_VC[tile] = shape.ahead(shape.gradient(logits_UC, normalizers_C))
+        at_labels_C = shape.ahead(shape.gradient(scores_C, normalizers_C, labelled=True))
+        logits_VC[labels_C, columns] = at_labels_C.to(logits_VC.dtype)
         if grad_ND is not None:
             torch.mm(logits_VC.T, weight_VD, out=grad_ND[start : start + length])
         if grad_VD is not None:

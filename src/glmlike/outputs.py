@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
+from torch.nn.functional import linear
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
 
@@ -39,7 +39,7 @@ class DeferredLogits:
                 "outputs.logits before optimizer.step(), or set model.config.chunked_loss = False."
             )
         with torch.autocast(self.hidden.device.type, enabled=False):
-            return F.linear(self.hidden.to(self.computed), self.weight.to(self.computed)).to(self.dtype)
+            return linear(self.hidden.to(self.computed), self.weight.to(self.computed)).to(self.dtype)
 
     def __repr__(self) -> str:
         shape = [*self.hidden.shape[:-1], self.weight.shape[0]]
@@ -63,7 +63,7 @@ class LossOutput(CausalLMOutputWithPast):
 
     @logits.setter
     def logits(self, value: Any) -> None:
-        vars(self)["logits"] = value
+        self.__dict__["logits"] = value
 
     def get(self, key: str, default: Any = None) -> Any:
         return self[key] if key in self else default  # noqa: SIM401
