@@ -9,7 +9,7 @@ from typing import Any
 from common import child, interleaved, median, report
 
 _SETUP = """
-import gc, os, torch
+import os, time, torch
 import torch.nn.functional as F
 os.sched_setaffinity(0, {max(os.sched_getaffinity(0))})
 torch.set_num_threads(1)

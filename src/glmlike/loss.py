@@ -157,7 +157,9 @@ class _Sum(torch.autograd.Function):
         shape, wanted = ctx.shape, ctx.wanted
         hidden, weight, labels, *first = ctx.saved_tensors
         if ctx.by_tiles:
-            return (*_second_pass(hidden, weight, labels, *first, shape, scale, wanted[0]), None, None, None)
+            normalizers, scores = first
+            gradients = _second_pass(hidden, weight, labels, normalizers, scores, shape, scale, wanted[0])
+            return (*gradients, None, None, None)
         # Handed over, so that autograd keeps no copy: a second backward through a kept graph makes them anew.
         ahead = ctx.ahead or _by_rows(hidden, weight, labels, shape, wanted)[1:]
         ctx.ahead, scale = None, scale * shape.digits
