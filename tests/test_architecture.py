@@ -38,6 +38,8 @@ MAY: dict[str, set[str]] = {
     },
     "norms": {"torch", "transformers", "glmlike.configuration"},
     "packing": {"torch"},
+    "loss": {"torch"},
+    "outputs": {"torch", "transformers"},
     "prefix": {"torch", "glmlike.configuration", "glmlike.errors", "glmlike.packing"},
     "feed_forward": {"torch", "transformers", "glmlike.configuration"},
     "rotary": {"torch", "transformers", "glmlike.configuration"},
@@ -100,7 +102,7 @@ MAY: dict[str, set[str]] = {
             "glmlike.renamed",
         ),
         *("glmlike.generation", "glmlike.prefix_encoder", "glmlike.rotary", "glmlike.spec"),
-        "glmlike.tables",
+        *("glmlike.loss", "glmlike.outputs", "glmlike.tables"),
     },
     "generation": {
         *("torch", "transformers", "glmlike.generation_defaults"),

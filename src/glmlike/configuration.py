@@ -41,6 +41,8 @@ class GlmLikeConfig(PreTrainedConfig):
     * ``attention_bias``: bias of q, k, v; ``attention_output_bias``: bias of the output projection; ``mlp_bias``;
     * ``prefix_length`` (``pre_seq_len``), ``prefix_projection``: a P-tuning v2 prefix, as ChatGLM repositories have it,
       and the ``prefix_dropout`` of its training (0.1 in the original code); see :mod:`glmlike.ptuning`;
+    * ``chunked_loss``: whether a model in training makes its loss without making logits (:mod:`glmlike.loss`); they are
+      made when the output's ``logits`` are read. ``False`` makes them always. Not saved unless ``False``;
     * ``sliding_window`` with ``layer_types``: which layers attend to a window only (Qwen2); without it, all do.
 
     Names of the original ChatGLM configs (``num_layers``, ``padded_vocab_size``, ``kv_channels``, …) read and write the
@@ -108,6 +110,7 @@ class GlmLikeConfig(PreTrainedConfig):
     prefix_length: int | None = 0
     prefix_projection: bool = False
     prefix_dropout: float | int = 0.1
+    chunked_loss: bool = True
     pad_token_id: int | None = None
     bos_token_id: int | None = None
     eos_token_id: int | list[int] | None = None
@@ -173,8 +176,9 @@ class GlmLikeConfig(PreTrainedConfig):
         fields: dict[str, Any] = super().to_dict()
         for name in _UNSAVED:
             fields.pop(name, None)
-        if fields.get("prefix_dropout") == type(self).prefix_dropout:
-            del fields["prefix_dropout"]  # of use to few, and the same in all published models
+        for name in ("prefix_dropout", "chunked_loss"):  # of use to few, and the same in all published models
+            if fields.get(name) == getattr(type(self), name):
+                del fields[name]
         return fields
 
     @property
