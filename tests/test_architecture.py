@@ -105,11 +105,34 @@ MAY: dict[str, set[str]] = {
         *("glmlike.checkpoint.headers", "glmlike.checkpoint.on_the_fly", "glmlike.checkpoint.quantized"),
         "glmlike.checkpoint.shards",
     },
-    "checkpoint/splits": {"torch", "glmlike.errors", "glmlike.checkpoint.layouts"},
+    "checkpoint/byte_files": {"glmlike.errors"},
+    "checkpoint/streams": {
+        *("numpy", "torch", "glmlike.errors", "glmlike.integers"),
+        *("glmlike.checkpoint.byte_files", "glmlike.checkpoint.headers"),
+    },
+    "checkpoint/through_layouts": {"torch", "glmlike.checkpoint.layouts", "glmlike.checkpoint.streams"},
+    "checkpoint/containers": {
+        *("torch", "glmlike.errors", "glmlike.checkpoint.headers", "glmlike.checkpoint.streams"),
+    },
+    "checkpoint/memory": {"glmlike.errors", "glmlike.checkpoint.streams"},
+    "checkpoint/journal": {"glmlike.errors", "glmlike.checkpoint.containers"},
+    "checkpoint/provenance": {"glmlike.errors", "glmlike.checkpoint.containers"},
+    "checkpoint/shards": {
+        *("torch", "safetensors", "glmlike.errors"),
+        *("glmlike.checkpoint.byte_files", "glmlike.checkpoint.headers", "glmlike.checkpoint.streams"),
+    },
+    "checkpoint/execute": {
+        *("glmlike.errors", "glmlike.checkpoint.byte_files", "glmlike.checkpoint.containers"),
+        *("glmlike.checkpoint.journal", "glmlike.checkpoint.plan", "glmlike.checkpoint.streams"),
+    },
+    "checkpoint/splits": {
+        *("torch", "glmlike.errors", "glmlike.checkpoint.layouts", "glmlike.checkpoint.streams"),
+    },
     "checkpoint/lazy": {"torch"},
     "checkpoint/ranks": {
         *("torch", "glmlike.errors", "glmlike.integers", "glmlike.checkpoint.headers", "glmlike.checkpoint.layouts"),
         *("glmlike.checkpoint.quantized", "glmlike.checkpoint.shards", "glmlike.checkpoint.splits"),
+        "glmlike.checkpoint.streams",
     },
     "checkpoint/on_the_fly": {
         *("torch", "transformers", "glmlike.errors", "glmlike.spec", "glmlike.checkpoint.rules"),

@@ -20,6 +20,7 @@ from glmlike.checkpoint.layouts import Shape
 from glmlike.checkpoint.quantized import SCALE
 from glmlike.checkpoint.shards import Checkpoint
 from glmlike.checkpoint.splits import Replicated, Split
+from glmlike.checkpoint.streams import Dequantized, Loaded, Stream, dtype_name
 from glmlike.errors import CheckpointError
 from glmlike.integers import dequantize
 
@@ -86,7 +87,6 @@ class RankedCheckpoint(Checkpoint):
 
     split_of: SplitOf = field(default=lambda name: None, repr=False)
     bits: int | None = None
-    _mapped: int = 0
     _lock: Any = field(default_factory=threading.Lock, repr=False)
 
     def read(self, name: str) -> Tensor:
@@ -105,16 +105,54 @@ class RankedCheckpoint(Checkpoint):
         except CheckpointError as error:
             raise CheckpointError(f"{self.folder}: {name!r}: {error}. Download the rank files again.") from None
 
-    def _piece(self, path: Path, name: str) -> Tensor:
+    def stream(self, name: str) -> Stream:
+        """The bytes of one whole tensor, joined from the ranks' pieces row by row; integers are dequantized first."""
+        if name not in self.tensors:
+            raise CheckpointError(f"{self.folder}: no file holds {name!r}.")
+        split, info = self.split_of(name), self.tensors[name]
+        paths = self.files if split is not None else self.files[:1]
+        pieces = [self._piece_stream(path, name) for path in paths]
+        if split is None:
+            return pieces[0]
+        joined = split.join_streams(pieces)
+        if joined.shape != info.shape:
+            raise CheckpointError(f"{self.folder}: {name!r}: pieces of {joined.shape}, expected {info.shape}.")
+        return joined
+
+    def _piece_stream(self, path: Path, name: str) -> Stream:
+        module = self._module(path, 0)
+        stored, scale = module[name], module.get(name + SCALE)
+        piece = self._stored(path, name, stored)
+        if scale is None:
+            return piece
+        scales = self._stored(path, name + SCALE, scale)
+        return Dequantized(piece, scales, self.bits or 8, scales.dtype)
+
+    def _stored(self, path: Path, name: str, tensor: Tensor) -> Stream:
+        dtype = dtype_name(str(tensor.dtype).removeprefix("torch."))
+        size = tensor.nbytes
+
+        def load() -> Tensor:
+            return self._module(path, size)[name]
+
+        return Loaded(load, dtype, tuple(tensor.shape))
+
+    def _module(self, path: Path, size: int) -> dict[str, Tensor]:
+        """The tensors of one rank's file, of which ``size`` bytes will be read."""
         with self._lock:
             if self._mapped > _KEPT_MAPPED:
                 self._handles.clear()
                 self._mapped = 0
             if path not in self._handles:
                 self._handles[path] = load_rank(path)
-            module = self._handles[path]
-            self._mapped += module[name].nbytes
-        piece: Tensor = module[name]
+            self._mapped += size
+            module: dict[str, Tensor] = self._handles[path]
+            return module
+
+    def _piece(self, path: Path, name: str) -> Tensor:
+        module = self._module(path, 0)
+        piece = module[name]
+        self._mapped += piece.nbytes
         if name + SCALE not in module:
             return piece
         scale = module[name + SCALE]
@@ -221,29 +259,3 @@ def _require_rows_of_integers(name: str, module: Mapping[str, Tensor], path: Pat
             f"{path}: {name!r} is {dtypes[0]} {list(weight.shape)} with scales {dtypes[1]} {list(scale.shape)}; "
             "expected int8 rows and one floating-point scale for each."
         )
-
-
-def write_ranks(
-    folder: Path, tensors: Callable[[], Iterator[tuple[str, Tensor]]], split_of: SplitOf, ranks: int
-) -> tuple[int, int]:
-    """Write ``ranks`` rank files, one after another, and ``latest``; the tensors and bytes written.
-
-    ``tensors`` is called once for each rank, whose share of every tensor is then held in memory until it is saved.
-    """
-    import torch
-
-    iteration = folder / "1"
-    iteration.mkdir()
-    count = size = 0
-    for rank in range(ranks):
-        module = {name: _share(split_of(name), whole, rank, ranks) for name, whole in tensors()}
-        torch.save({"module": module}, iteration / f"mp_rank_{rank:02d}_model_states.pt")
-        count += len(module)
-        size += sum(tensor.nbytes for tensor in module.values())
-    (folder / _LATEST).write_text(iteration.name, encoding="utf8")
-    return count, size
-
-
-def _share(split: Split | None, whole: Tensor, rank: int, ranks: int) -> Tensor:
-    """One rank's piece as memory of its own: a view would be saved with all that it is a view of."""
-    return (whole if split is None else split.cut(whole, ranks)[rank]).clone()

@@ -6,16 +6,20 @@ Nothing here knows what a tensor means. A folder is written next to its place an
 from __future__ import annotations
 
 import json
+import math
 import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path, PurePosixPath
 from pickle import UnpicklingError
 from typing import TYPE_CHECKING, Any
 
-from glmlike.checkpoint.headers import TensorInfo, read_header, refuse_lfs_pointer
+from glmlike.checkpoint.byte_files import ByteFile
+from glmlike.checkpoint.headers import DTYPE_SIZES, TensorInfo, read_header, refuse_lfs_pointer
+from glmlike.checkpoint.streams import TORCH_NAMES, Loaded, Stored, Stream, dtype_name
 from glmlike.errors import CheckpointError, ConfigError, GlmLikeError
 
 if TYPE_CHECKING:
@@ -23,6 +27,7 @@ if TYPE_CHECKING:
 
 _SINGLES = ("model.safetensors", "pytorch_model.bin")
 _INDICES = ("model.safetensors.index.json", "pytorch_model.bin.index.json")
+_KEPT_MAPPED = 2**28  # bytes of tensors read from mapped files before these are mapped anew
 _UNITS = {"KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
 
 
@@ -34,6 +39,8 @@ class Checkpoint:
     files: tuple[Path, ...]
     tensors: dict[str, TensorInfo]
     _handles: dict[Path, Any] = field(default_factory=dict, repr=False)
+    _bytes: dict[Path, ByteFile] = field(default_factory=dict, repr=False)
+    _mapped: int = field(default=0, repr=False)
 
     def read(self, name: str) -> Tensor:
         """One tensor, as a lazy view of its file where the file allows it.
@@ -50,10 +57,43 @@ class Checkpoint:
         tensor: Tensor = handle[stored] if isinstance(handle, dict) else handle.get_tensor(stored)
         return tensor
 
+    def stream(self, name: str) -> Stream:
+        """The bytes of one tensor, to be read a stretch at a time: from the file where its header says where they are.
+
+        Raises:
+            CheckpointError: no file holds the name, or its dtype has no place in a safetensors file.
+        """
+        if name not in self.tensors:
+            raise CheckpointError(f"{self.folder}: no file holds {name!r}.")
+        info = self.tensors[name]
+        dtype = require_dtype(info)
+        if info.end - info.start == math.prod(info.shape) * DTYPE_SIZES[dtype] and info.end > 0:
+            file = self._bytes.setdefault(info.file, ByteFile(info.file))
+            return Stored(file, info.start, dtype, info.shape)
+        return Loaded(partial(self._read_and_forget, name), dtype, info.shape)
+
+    def _read_and_forget(self, name: str) -> Tensor:
+        """One tensor; files are mapped anew now and then, since pages that were read count as memory until then."""
+        tensor = self.read(name)
+        self._mapped += tensor.nbytes
+        if self._mapped > _KEPT_MAPPED:
+            self._mapped = 0
+            for path in [path for path in self._handles if path.suffix == ".safetensors" or _is_zip(path)]:
+                self._handles.pop(path, None)
+        return tensor
+
     def under(self, prefix: str) -> Checkpoint:
         """The same tensors, each by its name with ``prefix`` before it."""
         tensors = {prefix + name: info for name, info in self.tensors.items()}
-        return Checkpoint(self.folder, self.files, tensors, self._handles)
+        return Checkpoint(self.folder, self.files, tensors, self._handles, self._bytes)
+
+
+def require_dtype(info: TensorInfo) -> str:
+    """safetensors' name of a tensor's dtype. Raises CheckpointError if it has none."""
+    name = dtype_name(info.dtype)
+    if name not in TORCH_NAMES:
+        raise CheckpointError(f"{info.file}: {info.name!r} is {info.dtype}: expected one of {', '.join(TORCH_NAMES)}.")
+    return name
 
 
 def open_checkpoint(folder: Path) -> Checkpoint:

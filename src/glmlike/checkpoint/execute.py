@@ -1,0 +1,198 @@
+"""Carrying a plan out: several threads read, hash and write stretches of tensors, each within its share of memory.
+
+Every file has its final size before a byte of it is written, and every tensor its place, so tensors are written in any
+order, by any thread, and a hole in a source stays one. A tensor that is done is noted in the journal with its hash.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import threading
+import zlib
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+
+from glmlike.checkpoint.byte_files import ByteFile
+from glmlike.checkpoint.containers import Container, Sums
+from glmlike.checkpoint.journal import Journal
+from glmlike.checkpoint.plan import Plan, Step, index_of
+from glmlike.checkpoint.streams import Stored, Stream, stretches
+from glmlike.errors import CheckpointError
+
+Progress = Callable[[int], None]
+"""Called with the number of bytes that were dealt with since the last call; from any thread, one at a time."""
+
+_INDEX = "model.safetensors.index.json"
+_CHUNK = 2**20
+
+
+class Stopped(BaseException):
+    """Raised in a worker once another failed or the run was interrupted."""
+
+
+@dataclass
+class Crew:
+    """The workers of a run: what they share."""
+
+    workers: int
+    progress: Progress | None = None
+    _stop: threading.Event = field(default_factory=threading.Event)
+    _lock: threading.Lock = field(default_factory=threading.Lock)
+
+    def advance(self, count: int) -> None:
+        """Say that ``count`` bytes are done. Raises Stopped when the run is over."""
+        if self._stop.is_set():
+            raise Stopped
+        if self.progress is not None:
+            with self._lock:
+                self.progress(count)
+
+    def run(self, tasks: Iterable[Callable[[], None]]) -> None:
+        """Carry out all tasks, in order as workers are free; the first failure ends the run and is raised."""
+        with ThreadPoolExecutor(self.workers, "glmlike") as pool:
+            futures = [pool.submit(task) for task in tasks]
+            try:
+                done, _ = wait(futures, return_when=FIRST_EXCEPTION)
+                failures = [error for future in done if (error := future.exception()) is not None]
+                if failures:
+                    raise next((error for error in failures if not isinstance(error, Stopped)), failures[0])
+            except BaseException:
+                self._stop.set()
+                for future in futures:
+                    future.cancel()
+                raise
+
+
+@dataclass(frozen=True)
+class Written:
+    """What a run left: the sums of every tensor by (file, name), and how many tensors an earlier run had written."""
+
+    sums: dict[tuple[str, str], Sums]
+    resumed: int
+
+
+def carry_out(plan: Plan, folder: Path, journal: Journal, crew: Crew) -> Written:
+    """Write every file of weights of ``plan`` into ``folder``, but for what the journal and the files agree is done.
+
+    Raises:
+        CheckpointError: the source contradicts itself or changed while it was read; a cast overflows.
+        OSError: the disk is full or fails.
+    """
+    targets = {container.path: _prepare(folder, container) for container in plan.containers}
+    places = {container.path: container.at for container in plan.containers}
+    resumed: list[Step] = []
+
+    def do(step: Step) -> None:
+        target, at = targets[step.file], places[step.file][step.name]
+        known = journal.tensors.get((step.file, step.name))
+        stored = Stored(target, at, step.dtype, step.shape)
+        if known is not None and sums_of(stored, plan, crew) == known:
+            resumed.append(step)
+            return
+        journal.tensor_done(step.file, step.name, _write(step, target, at, plan, crew, fresh=known is None))
+
+    def hash_source(path: Path) -> None:
+        name = path.relative_to(plan.source).as_posix()
+        if name not in journal.sources:
+            journal.source_done(name, file_sha256(path, crew))
+
+    crew.run(_tasks(plan, do, hash_source))
+    plan.source_hashes.update(journal.sources)
+    _frame(plan, targets, journal)
+    return Written(dict(journal.tensors), len(resumed))
+
+
+def _tasks(plan: Plan, do: Callable[[Step], None], hash_source: Callable[[Path], None]) -> Iterator[Callable[[], None]]:
+    """Each source file is hashed beside the tensors that are read from it, while the system has it in memory."""
+    tensors, left = plan.found.checkpoint.tensors, list(plan.found.checkpoint.files)
+    for step in plan.steps:
+        for path in {tensors[name].file: None for name in step.sources}:
+            if path in left:
+                left.remove(path)
+                yield partial(hash_source, path)
+        yield partial(do, step)
+    for path in left:
+        yield partial(hash_source, path)
+
+
+def _prepare(folder: Path, container: Container) -> ByteFile:
+    """The file of a container, of its final size, with what an earlier run wrote."""
+    path = folder / container.path
+    path.parent.mkdir(exist_ok=True)
+    fd = os.open(path, os.O_RDWR | os.O_CREAT | getattr(os, "O_BINARY", 0), 0o666)
+    try:
+        os.ftruncate(fd, container.size)
+    finally:
+        os.close(fd)
+    return ByteFile(path, writable=True)
+
+
+def _write(step: Step, target: ByteFile, at: int, plan: Plan, crew: Crew, *, fresh: bool) -> Sums:
+    """Write one tensor; a hole is left one where the file is ``fresh``, and holds no bytes of an earlier run."""
+
+    def write(view: memoryview, start: int, hole: bool) -> None:
+        if not (hole and fresh):
+            target.write(view, at + start)
+
+    try:
+        return _read(step.stream, plan.memory.chunk(step.stream), crew, write)
+    except CheckpointError as error:
+        raise CheckpointError(f"{plan.source}: {step.sources[0]!r}: {str(error).rstrip('.')}.") from None
+
+
+def sums_of(stream: Stream, plan: Plan, crew: Crew) -> Sums:
+    """The sums of a tensor, read in stretches of a worker's share."""
+    return _read(stream, plan.memory.chunk(stream), crew, lambda view, start, hole: None)
+
+
+def _read(stream: Stream, size: int, crew: Crew, use: Callable[[memoryview, int, bool], None]) -> Sums:
+    sha256, crc32 = hashlib.sha256(), 0
+    buffer = memoryview(bytearray())
+    for start, stop in stretches(stream, size):
+        if len(buffer) < stop - start:
+            buffer = memoryview(bytearray(stop - start))
+        view = buffer[: stop - start]
+        hole = stream.is_hole(start, stop)
+        if hole:
+            view = memoryview(bytes(stop - start))
+        else:
+            stream.read_into(view, start)
+        sha256.update(view)
+        crc32 = zlib.crc32(view, crc32)
+        use(view, start, hole)
+        crew.advance(stop - start)
+    return Sums(sha256.hexdigest(), crc32)
+
+
+def file_sha256(path: Path, crew: Crew) -> str:
+    """The sha256 of a whole file."""
+    file, size, found = ByteFile(path), path.stat().st_size, hashlib.sha256()
+    buffer, zeros = memoryview(bytearray(_CHUNK)), bytes(_CHUNK)
+    for start in range(0, size, _CHUNK):
+        view = buffer[: min(_CHUNK, size - start)]
+        if file.is_hole(start, start + len(view)):
+            view = memoryview(zeros)[: len(view)]
+        else:
+            file.read_into(view, start)
+        found.update(view)
+        crew.advance(len(view))
+    return found.hexdigest()
+
+
+def _frame(plan: Plan, targets: dict[str, ByteFile], journal: Journal) -> None:
+    """Headers, directories and the index: written last, since they hold the hashes of what is written."""
+    for container in plan.containers:
+        sums = {step.name: journal.tensors[step.file, step.name] for step in plan.steps if step.file == container.path}
+        for offset, content in container.frame(sums):
+            targets[container.path].write(memoryview(content), offset)
+    if plan.ranks is None and len(plan.containers) > 1:
+        folder = targets[plan.containers[0].path].path.parent
+        (folder / _INDEX).write_text(json.dumps(index_of(plan), indent=2) + "\n", encoding="utf8")
+    if plan.ranks is not None:
+        folder = targets[plan.containers[0].path].path.parent
+        (folder.parent / "latest").write_text(folder.name, encoding="utf8")

@@ -1,0 +1,140 @@
+"""Where a checkpoint's numbers come from: written into what is converted, read from what was.
+
+Nothing here depends on the clock or on where a folder lies, so the same source gives the same bytes again.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from glmlike.checkpoint.containers import Sums
+from glmlike.errors import CheckpointError
+
+RECORD = "glmlike.json"
+_SNAPSHOT = re.compile(r"models--(?P<owner>.+?)--(?P<name>.+)/snapshots/(?P<revision>[^/]+)")
+_BARE_SNAPSHOT = re.compile(r"models--(?P<name>[^/]+)/snapshots/(?P<revision>[^/]+)")
+_REVISION = re.compile(r"[0-9a-f]{40}")
+
+
+def version() -> str:
+    """The version of this package."""
+    return str(importlib.import_module("glmlike").__version__)
+
+
+@dataclass(frozen=True)
+class Origin:
+    """What a source is called: a Hub id and revision where its path says so, else its folder's name; never a path."""
+
+    name: str
+    revision: str | None = None
+
+    def to_dict(self) -> dict[str, str]:
+        """The fields that are known."""
+        return {"name": self.name, **({"revision": self.revision} if self.revision else {})}
+
+
+def origin_of(folder: Path) -> Origin:
+    """The origin of a folder: of the Hub's cache, of ``hf download --local-dir``, or any other."""
+    whole = folder.absolute().as_posix()
+    if match := _SNAPSHOT.search(whole):
+        return Origin(f"{match['owner']}/{match['name'].split('/')[0]}", match["revision"])
+    if match := _BARE_SNAPSHOT.search(whole):
+        return Origin(match["name"], match["revision"])
+    return Origin(folder.resolve().name, _downloaded_revision(folder))
+
+
+def _downloaded_revision(folder: Path) -> str | None:
+    """The one revision that the notes of a download into the folder name, if they agree."""
+    revisions = set()
+    for path in (folder / ".cache" / "huggingface" / "download").glob("*.metadata"):
+        first = path.read_text(encoding="utf8", errors="replace").split("\n", 1)[0].strip()
+        revisions.add(first if _REVISION.fullmatch(first) else "")
+    return revisions.pop() or None if len(revisions) == 1 else None
+
+
+def earlier_record(folder: Path) -> dict[str, Any] | None:
+    """The record of the conversion that wrote a folder, or None.
+
+    Raises:
+        CheckpointError: the file is there but is no such record.
+    """
+    path = folder / RECORD
+    if not path.exists():
+        return None
+    try:
+        found = json.loads(path.read_text(encoding="utf8"))
+        sound = isinstance(found, dict) and isinstance(found["source"], dict) and isinstance(found["format"], str)
+    except (ValueError, KeyError, RecursionError):
+        sound = False
+    if not sound:
+        raise CheckpointError(f"{path}: not the record of a conversion. Remove this file, or convert the source anew.")
+    return dict(found)
+
+
+def metadata(
+    origin: Origin, target_format: str, sources: Mapping[str, str], sums: Mapping[str, Sums]
+) -> dict[str, str]:
+    """The metadata of a safetensors file: transformers asks for ``format``, the rest is ours under one key."""
+    record = {
+        "version": version(),
+        "format": target_format,
+        "source": origin.to_dict(),
+        "source_files": dict(sorted(sources.items())),
+        "tensors": {name: sums[name].sha256 for name in sorted(sums)},
+    }
+    return {"format": "pt", "glmlike": json.dumps(record, separators=(",", ":"))}
+
+
+def record(
+    origin: Origin,
+    source_format: str,
+    target_format: str,
+    plan: str,
+    sources: Mapping[str, str],
+    tensors: Mapping[str, Mapping[str, str]],
+    before: dict[str, Any] | None,
+) -> str:
+    """The text of ``glmlike.json``: ``tensors`` are the sha256 of each, by file; ``before`` is the source's record."""
+    content: dict[str, Any] = {
+        "version": version(),
+        "format": target_format,
+        "plan": plan,
+        "source": {**origin.to_dict(), "format": source_format, "files": dict(sorted(sources.items()))},
+        "tensors": {file: dict(sorted(found.items())) for file, found in sorted(tensors.items())},
+    }
+    if before is not None:
+        content["source"]["converted_from"] = {**before["source"], "by_version": before.get("version")}
+    return json.dumps(content, indent=1, ensure_ascii=False) + "\n"
+
+
+def identity(paths: list[Path], folder: Path) -> dict[str, Any]:
+    """What tells a source from another without reading it all: names, sizes and the sha256 of what begins each file.
+
+    What begins a file is its whole header where it is a safetensors file.
+    """
+    return {path.relative_to(folder).as_posix(): [path.stat().st_size, _beginning(path)] for path in sorted(paths)}
+
+
+def times(paths: list[Path]) -> list[int]:
+    """When each file was last written: a source that was written since a run began is not resumed."""
+    return [path.stat().st_mtime_ns for path in sorted(paths)]
+
+
+def _beginning(path: Path) -> str:
+    with path.open("rb") as file:
+        first = file.read(2**16)
+        length = int.from_bytes(first[:8], "little") if path.suffix == ".safetensors" else 0
+        rest = file.read(max(0, min(8 + length, path.stat().st_size) - len(first)))
+    return hashlib.sha256(first + rest).hexdigest()
+
+
+def sha256_of(content: Any) -> str:
+    """The sha256 of anything JSON can say."""
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
