@@ -14,7 +14,7 @@ from glmlike.registration import register
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
-    from glmlike.checkpoint import ConversionReport, convert, detect, verify
+    from glmlike.checkpoint.convert import ConversionReport, convert, detect, verify
     from glmlike.configuration import ChatGLMConfig, GlmLikeConfig
     from glmlike.errors import CannotExpressError, CheckpointError, ConfigError, GlmLikeError, SpecError
     from glmlike.modeling import (

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from glmlike.checkpoint.convert import ConversionReport, Detection, convert, detect, fingerprint, verify
+from glmlike.checkpoint.plan import Plan
 from glmlike.errors import CheckpointError
 
-__all__ = ["CheckpointError", "ConversionReport", "Detection", "convert", "detect", "fingerprint", "verify"]
+__all__ = ["CheckpointError", "ConversionReport", "Detection", "Plan", "convert", "detect", "fingerprint", "verify"]

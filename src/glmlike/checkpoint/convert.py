@@ -147,10 +147,10 @@ def convert(
 
     ``dst`` appears whole or not at all. An error leaves nothing; Ctrl-C and SIGTERM leave a hidden sibling of ``dst``
     from which ``resume=True`` goes on: tensors that the journal says are done are taken if their hashes agree.
-    ``verify`` says how the result is read back before it appears: "roundtrip" makes every tensor of ``src`` again from it and
-    compares all bits (the default where nothing is rounded or dropped), "hash" reads every tensor back (the default
-    elsewhere), "none". ``watch`` is told of progress. ``dry_run=True`` returns the plan, writes nothing, and puts what
-    is missing or unknown into the plan instead of raising.
+    ``verify`` says how the result is read back before it appears: "roundtrip" makes every tensor of ``src`` again from
+    it and compares all bits (the default where nothing is rounded or dropped), "hash" reads every tensor back (the
+    default elsewhere), "none". ``watch`` is told of progress. ``dry_run=True`` returns the plan, writes nothing, and
+    puts what is missing or unknown into the plan instead of raising.
 
     Raises:
         ConfigError, CheckpointError: ``src`` cannot be read as what it says it is; ``dst`` is taken or its disk too

@@ -108,8 +108,8 @@ def _require_space(partial: Path, plan: Plan) -> None:
     free = shutil.disk_usage(partial.parent).free
     if plan.disk - already > free:
         raise CheckpointError(
-            f"{plan.destination}: needs {(plan.disk - already) / 1e9:.1f} GB, its disk has {free / 1e9:.1f} GB free. Make "
-            "room, or choose another disk."
+            f"{plan.destination}: needs {(plan.disk - already) / 1e9:.1f} GB, its disk has {free / 1e9:.1f} GB free. "
+            "Make room, or choose another disk."
         )
 
 

@@ -166,12 +166,19 @@ def _steps(found: Detection, table: FormatTable, dtype: Dtype | None, ranks: int
         layouts = " > ".join(dict.fromkeys(str(made.layout) for made in (*(makers[n] for n in rule.native), rule)))
         streams = to_foreign_streams(rule.layout, [native[name] for name in rule.native])
         drafts += [(name, stream, sources, layouts) for name, stream in zip(rule.foreign, streams, strict=True)]
+    drafts.sort(key=lambda draft: _place(found, draft[2][0]))
     if table.splits:
         yield from _by_rank(drafts, table, ranks)
         return
     files = _shards([size_of(stream) for _, stream, _, _ in drafts], limit)
     for (name, stream, sources, layouts), file in zip(drafts, files, strict=True):
         yield _step(name, stream, sources, layouts, file)
+
+
+def _place(found: Detection, name: str) -> tuple[int, int]:
+    """Where a source tensor lies: files are written in the order in which the source is read."""
+    info = found.checkpoint.tensors[name]
+    return found.checkpoint.files.index(info.file), info.start
 
 
 def _native(found: Detection) -> dict[str, Stream]:
