@@ -14,6 +14,8 @@ from pathlib import Path
 from glmlike.errors import CheckpointError
 
 _BINARY = getattr(os, "O_BINARY", 0)  # Windows would translate line ends
+# Two file systems, a kernel without the call, or a file system without it: bytes are read and written instead.
+_CANNOT_COPY = (errno.EXDEV, errno.ENOSYS, errno.EINVAL, errno.EOPNOTSUPP, errno.EPERM)
 _AT_OFFSET = hasattr(os, "preadv") and hasattr(os, "pwrite")
 
 
@@ -63,6 +65,22 @@ class ByteFile:
             return os.lseek(self.fd, start, os.SEEK_DATA) >= stop
         except OSError as error:
             return error.errno == errno.ENXIO  # nothing but a hole until the end of the file
+
+    def copy_from(self, other: ByteFile, offset: int, count: int, to: int) -> bool:
+        """Copy ``count`` bytes at ``offset`` of ``other`` to ``to`` in the kernel; False where it cannot do that."""
+        if not hasattr(os, "copy_file_range"):
+            return False
+        while count:
+            try:
+                done = os.copy_file_range(other.fd, self.fd, count, offset, to)
+            except OSError as error:
+                if error.errno in _CANNOT_COPY:
+                    return False
+                raise
+            if not done:
+                raise CheckpointError(f"{other.path}: ends at byte {offset}: it became shorter while it was read.")
+            count, offset, to = count - done, offset + done, to + done
+        return True
 
     def _read(self, view: memoryview, offset: int) -> int:
         fd = self.fd

@@ -35,8 +35,12 @@ class Sums:
 
 
 class Container(Protocol):
-    """One file to be written: ``path`` inside the folder, ``size`` in bytes, ``at``: where each tensor's begin."""
+    """One file to be written: ``path`` inside the folder, ``size`` in bytes, ``at``: where each tensor's begin.
 
+    ``checked``: the file holds checksums of the tensors, without which it cannot be finished.
+    """
+
+    checked: bool
     path: str
     size: int
     at: dict[str, int]
@@ -52,6 +56,8 @@ class SafetensorsFile:
     header is padded with spaces to a multiple of 8 bytes. ``metadata`` gives the header's metadata from the tensors'
     hashes, as many bytes for any hashes.
     """
+
+    checked = False
 
     def __init__(self, path: str, tensors: Tensors, metadata: Callable[[Mapping[str, Sums]], dict[str, str]]) -> None:
         self.path = path
@@ -97,6 +103,8 @@ _ALIGNMENT = 64  # as torch.save pads records, so that they can be mapped
 
 class TorchZipFile:
     """A file as ``torch.save({key: {name: tensor}})`` writes it, each tensor with a storage of its own."""
+
+    checked = True
 
     def __init__(self, path: str, tensors: Tensors, key: str) -> None:
         self.path = path

@@ -149,8 +149,9 @@ def convert(
     from which ``resume=True`` goes on: tensors that the journal says are done are taken if their hashes agree.
     ``verify`` says how the result is read back before it appears: "roundtrip" makes every tensor of ``src`` again from
     it and compares all bits (the default where nothing is rounded or dropped), "hash" reads every tensor back (the
-    default elsewhere), "none". ``watch`` is told of progress. ``dry_run=True`` returns the plan, writes nothing, and
-    puts what is missing or unknown into the plan instead of raising.
+    default elsewhere); "none" neither reads back nor hashes: the kernel moves the bytes, the records have no hashes,
+    and an interrupted run leaves nothing to resume. ``watch`` is told of progress. ``dry_run=True`` returns the plan,
+    writes nothing, and puts what is missing or unknown into the plan instead of raising.
 
     Raises:
         ConfigError, CheckpointError: ``src`` cannot be read as what it says it is; ``dst`` is taken or its disk too
@@ -232,7 +233,7 @@ def _carry_out(plan: Plan, resume: bool, watch: Watch | None) -> int:
     """Write, verify and move into place; the number of tensors that an earlier run had written."""
     before = provenance.earlier_record(plan.source)
     sources = sum(path.stat().st_size for path in plan.found.checkpoint.files)
-    total = plan.bytes * (1 if plan.verify == "none" else 2) + sources
+    total = plan.bytes if plan.verify == "none" else 2 * plan.bytes + sources
     with partial_folder(plan, resume=resume) as (folder, journal), (watch or _unwatched)(total) as progress:
         written = carry_out(plan, folder, journal, Crew(plan.memory.workers, progress))
         text = json.dumps(plan.config, indent=2) + "\n"

@@ -123,9 +123,10 @@ def make_plan(
         )
     total = sum(step.bytes for step in made)
     hashes: dict[str, str] = {}
-    containers = tuple(_containers(found, made, table, hashes))
+    containers = tuple(_containers(found, made, table, hashes if verify != "none" else None))
     streams = [step.stream for step in made]
-    key = _identity(found, made, config)
+    hashed = verify != "none"
+    key = _identity(found, made, config, hashed)
     return Plan(
         source=found.folder,
         destination=destination,
@@ -236,14 +237,14 @@ def _shards(sizes: Sequence[int], limit: int) -> list[str]:
 
 
 def _containers(
-    found: Detection, steps: Sequence[Step], table: FormatTable, hashes: Mapping[str, str]
+    found: Detection, steps: Sequence[Step], table: FormatTable, hashes: Mapping[str, str] | None
 ) -> Iterator[Container]:
-    """The files; ``hashes`` are those of the source's files, filled in by the time the files' frames are asked for."""
+    """The files; ``hashes`` are those of the source's files, filled in before the files' frames are asked for."""
     origin = provenance.origin_of(found.folder)
     names = [path.relative_to(found.folder).as_posix() for path in found.checkpoint.files]
 
     def metadata(sums: Mapping[str, Sums]) -> dict[str, str]:
-        known = {name: hashes.get(name, Sums().sha256) for name in names}
+        known = {} if hashes is None else {name: hashes.get(name, Sums().sha256) for name in names}
         return provenance.metadata(origin, table.name, known, sums)
 
     for file in dict.fromkeys(step.file for step in steps):
@@ -283,7 +284,7 @@ def _history(found: Detection) -> tuple[str, ...]:
     return (f"the source was itself converted, from {made_of}: see its {provenance.RECORD}",)
 
 
-def _identity(found: Detection, steps: Sequence[Step], config: dict[str, Any]) -> str:
+def _identity(found: Detection, steps: Sequence[Step], config: dict[str, Any], hashed: bool) -> str:
     """The sha256 of everything that decides the bytes of the result but the contents of the source's tensors."""
     return provenance.sha256_of(
         {
@@ -291,6 +292,7 @@ def _identity(found: Detection, steps: Sequence[Step], config: dict[str, Any]) -
             "files": provenance.identity(list(found.checkpoint.files), found.folder),
             "origin": provenance.origin_of(found.folder).to_dict(),
             "config": config,
+            "hashed": hashed,
             "steps": [step.to_dict() for step in steps],
         }
     )

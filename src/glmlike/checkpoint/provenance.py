@@ -81,14 +81,14 @@ def earlier_record(folder: Path) -> dict[str, Any] | None:
 def metadata(
     origin: Origin, target_format: str, sources: Mapping[str, str], sums: Mapping[str, Sums]
 ) -> dict[str, str]:
-    """The metadata of a safetensors file: transformers asks for ``format``, the rest is ours under one key."""
-    record = {
-        "version": version(),
-        "format": target_format,
-        "source": origin.to_dict(),
-        "source_files": dict(sorted(sources.items())),
-        "tensors": {name: sums[name].sha256 for name in sorted(sums)},
-    }
+    """The metadata of a safetensors file: transformers asks for ``format``, the rest is ours under one key.
+
+    Without ``sources`` nothing was hashed, and there are no hashes in it.
+    """
+    record: dict[str, Any] = {"version": version(), "format": target_format, "source": origin.to_dict()}
+    if sources:
+        record["source_files"] = dict(sorted(sources.items()))
+        record["tensors"] = {name: sums[name].sha256 for name in sorted(sums)}
     return {"format": "pt", "glmlike": json.dumps(record, separators=(",", ":"))}
 
 

@@ -187,14 +187,14 @@ class Rows:
 
     def read_into(self, view: memoryview, start: int) -> None:
         done = 0
-        for stream, first, last in self._within(start, start + len(view)):
+        for stream, first, last in self.within(start, start + len(view)):
             stream.read_into(view[done : done + last - first], first)
             done += last - first
 
     def is_hole(self, start: int, stop: int) -> bool:
-        return all(stream.is_hole(first, last) for stream, first, last in self._within(start, stop))
+        return all(stream.is_hole(first, last) for stream, first, last in self.within(start, stop))
 
-    def _within(self, start: int, stop: int) -> Iterator[tuple[Stream, int, int]]:
+    def within(self, start: int, stop: int) -> Iterator[tuple[Stream, int, int]]:
         """The stretches of the parts, in bytes, that make up ``[start, stop)``."""
         at = bisect_right(self._starts, start) - 1
         while start < stop:
@@ -376,6 +376,17 @@ class Cast:
 
     def is_hole(self, start: int, stop: int) -> bool:
         return False
+
+
+def stored_runs(stream: Stream, start: int, stop: int) -> Iterator[tuple[ByteFile, int, int]]:
+    """The stretch as stretches of files: (file, offset, bytes). Raises TypeError unless only bytes are moved."""
+    if isinstance(stream, Stored):
+        yield stream.file, stream.offset + start, stop - start
+    elif isinstance(stream, Rows):
+        for part, first, last in stream.within(start, stop):
+            yield from stored_runs(part, first, last)
+    else:
+        raise TypeError(f"{type(stream).__name__} is no stretch of a file")
 
 
 def in_memory(tensor: Tensor) -> Loaded:
