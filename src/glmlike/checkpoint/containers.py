@@ -49,6 +49,13 @@ class Container(Protocol):
         """What the file holds beside the tensors' bytes: (offset, bytes), once all tensors are known."""
 
 
+# The library's own order of dtypes, last to first: wider ones come earlier.
+_ORDER = (
+    *("U64", "I64", "F64", "F32", "U32", "I32", "BF16", "F16", "U16", "I16"),
+    *("F8_E8M0", "F8_E4M3", "F8_E5M2", "I8", "U8", "BOOL"),
+)
+
+
 class SafetensorsFile:
     """A safetensors file.
 
@@ -64,7 +71,7 @@ class SafetensorsFile:
         self._metadata = metadata
         self._entries: dict[str, Any] = {}
         position = 0
-        for name, dtype, shape in sorted(tensors, key=lambda found: (-DTYPE_SIZES[found[1]], found[0])):
+        for name, dtype, shape in sorted(tensors, key=lambda found: (_ORDER.index(found[1]), found[0])):
             end = position + math.prod(shape) * DTYPE_SIZES[dtype]
             self._entries[name] = {"dtype": dtype, "shape": list(shape), "data_offsets": [position, end]}
             position = end
