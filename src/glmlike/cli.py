@@ -124,6 +124,27 @@ def convert(
         Optional[int],  # noqa: UP045
         typer.Option(help="with --to glm-130b or meta: the number of rank files to write", show_default="1"),
     ] = None,
+    dtype: Annotated[
+        Optional[str],  # noqa: UP045
+        typer.Option(help="round every floating-point tensor to float32, float16 or bfloat16"),
+    ] = None,
+    max_memory: Annotated[
+        Optional[str],  # noqa: UP045
+        typer.Option(help="the most memory the whole process may use, such as 2GB", show_default="1GB"),
+    ] = None,
+    workers: Annotated[
+        Optional[int],  # noqa: UP045
+        typer.Option(help="threads that read, hash and write", show_default="one a processor, at most 4", min=1),
+    ] = None,
+    verify: Annotated[
+        Optional[str],  # noqa: UP045
+        typer.Option(
+            help="how the result is read back: none, hash or roundtrip", show_default="roundtrip where that can be"
+        ),
+    ] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="go on with an interrupted conversion")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="print the plan and write nothing")] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="no progress bar, no table")] = False,
     as_json: AsJson = False,
 ) -> None:
     """Write SRC in another format to the new folder DST, every number kept bit for bit; DST appears whole or not.
@@ -132,18 +153,38 @@ def convert(
     """
     from dataclasses import asdict
 
-    report = asdict(
-        glmlike.convert(
-            source,
-            destination,
-            to=to,  # type: ignore[arg-type]
-            generation=generation,  # type: ignore[arg-type]
-            spec=spec,
-            max_shard_size=max_shard_size,
-            tensor_parallel=tensor_parallel,
-        )
-    )
-    _print_report("converted", report, as_json)
+    from glmlike.checkpoint.progress import on_terminal
+
+    options: dict[str, Any] = {
+        "to": to,
+        "generation": generation,
+        "spec": spec,
+        "max_shard_size": max_shard_size,
+        "tensor_parallel": tensor_parallel,
+        "dtype": dtype,
+        "max_memory": max_memory,
+        "workers": workers,
+        "verify": verify,
+    }
+    if dry_run:
+        plan = glmlike.convert(source, destination, dry_run=True, **options)
+        _print_plan(plan.to_dict(), as_json)
+        return
+    report = asdict(glmlike.convert(source, destination, resume=resume, watch=on_terminal(quiet), **options))
+    if as_json or not quiet:
+        _print_report("converted", report, as_json)
+
+
+def _print_plan(plan: dict[str, Any], as_json: bool) -> None:
+    if as_json:
+        print(json.dumps(plan, indent=2, ensure_ascii=False))
+        return
+    for step in plan["steps"]:
+        shape = " x ".join(map(str, step["shape"])) or "scalar"
+        print(f"{step['file']}: {step['name']} {step['dtype']} {shape} <- {', '.join(step['sources'])} [{step['how']}]")
+    facts = {name: value for name, value in plan.items() if name not in ("steps", "memory", "identity")}
+    facts |= {f"memory {name}": value for name, value in plan["memory"].items()}
+    _print_table("plan", {name: _short(value) for name, value in facts.items()})
 
 
 @app.command()
