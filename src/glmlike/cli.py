@@ -24,7 +24,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
-_FORMATS = "glmlike, glm-10b, glm-130b, chatglm-6b, chatglm, glm, glm4, llama or qwen2"
+_FORMATS = "glmlike, glm-10b, glm-130b, chatglm-6b, chatglm, glm, glm4, llama, qwen2 or gguf"
 Folder = Annotated[Path, typer.Argument(help="a checkpoint's folder, in any known format", show_default=False)]
 AsJson = Annotated[bool, typer.Option("--json", help="print JSON instead of a table")]
 # typer reads these annotations at run time, where Python 3.10 needs Optional.
@@ -124,6 +124,10 @@ def convert(
         Optional[int],  # noqa: UP045
         typer.Option(help="with --to glm-130b: the number of rank files to write", show_default="1"),
     ] = None,
+    dtype: Annotated[
+        Optional[str],  # noqa: UP045
+        typer.Option(help="with --to gguf: f32, f16, bf16, q8_0, q5_1, q5_0, q4_1, q4_0", show_default="the source's"),
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Write SRC in another format to the new folder DST, every number kept bit for bit; DST appears whole or not.
@@ -141,6 +145,7 @@ def convert(
             spec=spec,
             max_shard_size=max_shard_size,
             tensor_parallel=tensor_parallel,
+            dtype=dtype,
         )
     )
     if as_json:

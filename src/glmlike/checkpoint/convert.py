@@ -10,7 +10,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from glmlike.checkpoint import sat
 from glmlike.checkpoint.formats import TABLES, FormatTable, table_of
@@ -134,13 +134,17 @@ def detect(
 
     GLM-130B's folders (``latest`` and rank files) have no config.json: their ``model_config.json`` says the decoder, or
     ``spec``, a name of :mod:`glmlike.published` or a DecoderSpec, or else the shapes. Where a config.json is, ``spec``
-    must agree with it.
+    must agree with it. A ``folder`` that ends in .gguf is that file.
 
     Raises:
         ConfigError: config.json is absent, unreadable or of no known format, or contradicts ``spec``.
         CheckpointError: the weights are damaged, or are not what config.json describes.
     """
     folder = Path(folder)
+    if folder.suffix == ".gguf":
+        from glmlike.checkpoint.gguf import detect_gguf
+
+        return detect_gguf(folder)
     if not (folder / "config.json").exists() and is_ranked(folder):
         decoder, config, said_by, checkpoint = sat.open_folder(folder, spec)
         found = Detection(folder, "glm-130b", decoder, config, checkpoint, said_by)
@@ -194,11 +198,12 @@ def convert(
     src: str | Path,
     dst: str | Path,
     *,
-    to: Format,
+    to: Format | Literal["gguf"],
     generation: Generation | None = None,
     spec: str | DecoderSpec | None = None,
     max_shard_size: str | int = _SHARD_SIZE,
     tensor_parallel: int | None = None,
+    dtype: str | None = None,
 ) -> ConversionReport:
     """Write the checkpoint in ``src`` to the new folder ``dst`` in the format ``to``, every number kept bit for bit.
 
@@ -210,6 +215,8 @@ def convert(
     code files are not. ``dst`` appears whole or not at all. ``generation`` and ``spec`` are those of :func:`detect`.
     ``to="glm-130b"`` writes ``model_config.json`` and ``tensor_parallel`` rank files (default 1), each of which is held
     in memory while it is written; integers (int8, int4) become floating point, as in every conversion.
+    ``to="gguf"`` writes the file ``dst`` for llama.cpp, and a ``src`` that ends in .gguf is read; ``dtype`` is then
+    that of :func:`glmlike.checkpoint.gguf.write_gguf` (default: the source's own) and ``read_gguf``.
 
     Raises:
         ConfigError, CheckpointError: ``src`` cannot be read as what it says it is.
@@ -217,6 +224,14 @@ def convert(
         GlmLikeError: ``to``, ``max_shard_size`` or ``tensor_parallel`` is not one, or is of the other kind of files.
     """
     started = time.perf_counter()
+    if to == "gguf" or Path(src).suffix == ".gguf":
+        from glmlike.checkpoint import gguf
+
+        return gguf.convert_gguf(
+            src, dst, to=to, generation=generation, spec=spec, max_shard_size=max_shard_size, dtype=dtype
+        )
+    if dtype is not None:
+        raise ConfigError(f"dtype={dtype!r} with to={to!r}: only GGUF has one; other formats keep every bit. Drop it.")
     if to not in FORMATS:
         raise ConfigError(f"to={to!r}: expected one of {', '.join(FORMATS)}.")
     limit = parse_size(max_shard_size)

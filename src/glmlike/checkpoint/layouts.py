@@ -124,6 +124,32 @@ class PerHead:
 
 
 @dataclass(frozen=True)
+class Neighbours:
+    """Rows of heads that rotate natively in pairs ``(i, i + head_dim/2)``, foreign in pairs ``(2i, 2i + 1)``.
+
+    What llama.cpp's converter does to q and k of LLaMA (``LlamaModel.permute``).
+    """
+
+    heads: int
+    natives = 1
+    foreigns = 1
+
+    def to_native(self, foreign: Sequence[Tensor]) -> list[Tensor]:
+        return [self._swap(foreign[0], (-1, 2))]
+
+    def to_foreign(self, native: Sequence[Tensor]) -> list[Tensor]:
+        return [self._swap(native[0], (2, -1))]
+
+    def _swap(self, rows: Tensor, pairs: tuple[int, int]) -> Tensor:
+        if rows.shape[0] % (2 * self.heads):
+            raise CheckpointError(f"found {rows.shape[0]} rows, expected a multiple of 2 x {self.heads} heads")
+        return rows.reshape(self.heads, *pairs, *rows.shape[1:]).transpose(1, 2).reshape(rows.shape)
+
+    def foreign_shapes(self, native: Sequence[Shape]) -> list[Shape]:
+        return list(native)
+
+
+@dataclass(frozen=True)
 class Repeated:
     """One native tensor is stored ``foreigns`` times: a tied head in a format that always stores one."""
 
