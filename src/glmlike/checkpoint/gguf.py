@@ -111,7 +111,7 @@ def write_gguf(
     vocabulary = (
         gguf_vocabulary.read(found.folder, found.config, found.spec, architecture, generation, pre_tokenizer)
         if with_tokenizer
-        else gguf_vocabulary.NONE
+        else gguf_vocabulary.no_tokenizer(found.folder, found.config)
     )
     with whole_file(target) as temporary:
         writer = gguf.GGUFWriter(temporary, architecture)

@@ -31,7 +31,11 @@ _FIXED: tuple[tuple[str, Any, str], ...] = (
     ("norm", "rms", "the architectures it would need have RMSNorm"),
     ("feed_forward", "swiglu", "the architectures it would need have SwiGLU"),
     ("rotary_precision", "float32", "llama.cpp computes angles in float32"),
-    ("prefix_length", 0, "GGUF has no place for a P-tuning prefix"),
+    (
+        "prefix_length",
+        0,
+        "GGUF has no place for a P-tuning prefix; set it to 0 to leave it out",
+    ),
 )
 
 

@@ -52,6 +52,7 @@ class Vocabulary:
     def fields(self) -> dict[str, Any]:
         """The metadata, by key."""
         found: dict[str, Any] = {_KEY + "model": self.model}
+        found |= {f"{_KEY}{_IDS[name]}_token_id": number for name, number in self.ids.items()}
         if self.model == "none":
             return found
         found |= {_KEY + "pre": self.pre, _KEY + "tokens": list(self.tokens), _KEY + "token_type": list(self.types)}
@@ -60,13 +61,15 @@ class Vocabulary:
         if self.model == "gpt2":
             # llama.cpp refuses a file without merges, and gguf leaves an empty list out; no text has this pair.
             found[_KEY + "merges"] = list(self.merges) or ["\0 \0"]
-        found |= {f"{_KEY}{_IDS[name]}_token_id": number for name, number in self.ids.items()}
         found |= {_KEY + "add_bos_token": self.add_bos, _KEY + "add_eos_token": False}
         found[_KEY + "add_space_prefix"] = self.space_prefix
         return found | ({"tokenizer.chat_template": self.template} if self.template else {})
 
 
-NONE = Vocabulary("none", notes=("no tokenizer: the file takes token ids only",))
+def no_tokenizer(folder: Path, config: Mapping[str, Any]) -> Vocabulary:
+    """No tokenizer at all, but the special ids that the folder's configs say."""
+    ids, _ = _special_ids(folder, config, {}, {})
+    return Vocabulary("none", ids=ids, notes=("no tokenizer: the file takes token ids only",))
 
 
 @dataclass
@@ -85,7 +88,7 @@ def read(
     generation: Generation | None = None,
     pre: str | None = None,
 ) -> Vocabulary:
-    """The tokenizer of a checkpoint's folder; ``NONE`` where it has no file of one.
+    """The tokenizer of a checkpoint's folder; a model of ``none`` where it has no file of one.
 
     It is read from tokenizer.model (SentencePiece or tiktoken ranks), tokenizer.json, or vocab.json and merges.txt.
 
@@ -96,7 +99,9 @@ def read(
     fast = read_json(folder / "tokenizer.json") if (folder / "tokenizer.json").exists() else {}
     model = folder / "tokenizer.model"
     if model.exists() and not _is_ranks(model):
-        parts = _read_sentencepiece(model, _added(fast, settings), _is_chatglm2(settings, config, generation))
+        appended = _added(fast, settings)
+        parts = _read_sentencepiece(model, appended, architecture, _is_chatglm2(settings, config, generation))
+        parts["add_bos"] = architecture == "llama" and settings.get("add_bos_token") is not False
     elif fast:
         parts = _read_fast(fast, folder / "tokenizer.json", architecture, pre)
     elif model.exists():
@@ -104,7 +109,7 @@ def read(
     elif (folder / "vocab.json").exists():
         parts = _read_pairs(folder, _added(fast, settings), architecture, pre)
     else:
-        return NONE
+        return no_tokenizer(folder, config)
     tokens, types, scores = parts.pop("tokens"), parts.pop("types"), parts.pop("scores", {})
     if tokens and max(tokens) >= spec.vocab_size:
         raise CheckpointError(
@@ -142,7 +147,9 @@ def _type_of(token: _Added) -> int:
 # --- SentencePiece ---------------------------------------------------------------------------------------------------
 
 
-def _read_sentencepiece(model: Path, added: Mapping[int, _Added], chatglm2: bool) -> dict[str, Any]:
+def _read_sentencepiece(
+    model: Path, added: Mapping[int, _Added], architecture: Architecture, chatglm2: bool
+) -> dict[str, Any]:
     try:
         from sentencepiece import SentencePieceProcessor
     except ImportError:
@@ -162,7 +169,9 @@ def _read_sentencepiece(model: Path, added: Mapping[int, _Added], chatglm2: bool
             f"{model}: a unigram vocabulary; llama.cpp's 'llama' tokenizer is BPE and would cut text otherwise. Pass "
             "with_tokenizer=False for a file that takes token ids."
         )
-    appended = dict(added) or _chatglm_tokens(len(tokens), chatglm2)
+    appended = dict(added)
+    if not appended and architecture == "chatglm":
+        appended = _chatglm_tokens(len(tokens), chatglm2)
     for number, token in appended.items():
         tokens[number], types[number], scores[number] = token.text, _type_of(token), 0.0
     notes = []
@@ -318,7 +327,8 @@ def _read_ranks(path: Path, added: Mapping[int, _Added], architecture: Architect
     # tiktoken takes a word that is a token as it is: what 'glm4' and 'llama-bpe' do before they merge.
     name = pre or ("llama-bpe" if architecture in ("llama", "qwen2") else "glm4")
     notes = () if added else ("no file names the special tokens of tokenizer.model: their rows are [PAD…]",)
-    return _byte_level({spell[token]: rank for token, rank in ranks.items()}, merges, added, name, notes=notes)
+    vocabulary = {spell[token]: rank for token, rank in ranks.items()}
+    return _byte_level(vocabulary, merges, added, name, notes=notes, add_bos=architecture == "llama")
 
 
 def _merges(ranks: Mapping[bytes, int]) -> Iterator[tuple[bytes, bytes]]:
