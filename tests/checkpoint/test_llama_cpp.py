@@ -97,7 +97,7 @@ def test_the_same_tokens_and_logits(name: str, make: Callable[..., Any], tmp_pat
 
 @pytest.mark.parametrize("dtype", ["q8_0", "q5_1", "q5_0", "q4_1", "q4_0", "f16", "bf16"])
 def test_llama_cpp_reads_our_blocks(dtype: Any, make: Callable[..., Any], tmp_path: Path) -> None:
-    """Its kernels round activations to 8 bits beside quantized matrices: near our dequantized model, not equal to it."""
+    """Its kernels round activations to 8 bits beside quantized matrices: near our dequantized model, not equal."""
     tokenizer = train_bytes("glm4")
     make(SPECS["glm-4-9b"].replace(vocab_size=tokenizer.get_vocab_size())).save_pretrained(tmp_path / "source")
     save_tokenizer(tmp_path / "source", tokenizer)
