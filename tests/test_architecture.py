@@ -183,6 +183,24 @@ MAY: dict[str, set[str]] = {
         *("glmlike.errors", "glmlike.checkpoint", "glmlike.checkpoint.provenance", "glmlike.checkpoint.byte_files"),
         *("glmlike.checkpoint.journal", "glmlike.checkpoint.plan"),
     },
+    "checkpoint/gguf_words": {"glmlike.checkpoint.formats.llama_cpp"},
+    "checkpoint/gguf_fields": {"glmlike.checkpoint.formats.llama_cpp", "glmlike.errors", "glmlike.spec"},
+    "checkpoint/gguf_vocabulary": {
+        *("glmlike.checkpoint.formats.llama_cpp", "glmlike.checkpoint.gguf_words", "glmlike.checkpoint.shards"),
+        *("glmlike.errors", "glmlike.hub_json", "glmlike.spec", "sentencepiece"),
+    },
+    "checkpoint/gguf": {
+        *("torch", "numpy", "gguf", "glmlike.errors", "glmlike.hub_json", "glmlike.spec"),
+        *("glmlike.checkpoint", "glmlike.checkpoint.convert", "glmlike.checkpoint.detection"),
+        *(
+            "glmlike.checkpoint.formats",
+            "glmlike.checkpoint.streams",
+            "glmlike.checkpoint.formats.llama_cpp",
+            "glmlike.checkpoint.gguf_fields",
+        ),
+        *("glmlike.checkpoint.gguf_vocabulary", "glmlike.checkpoint.headers", "glmlike.checkpoint.native"),
+        *("glmlike.checkpoint.rules", "glmlike.checkpoint.shards"),
+    },
     "checkpoint/on_the_fly": {
         *("torch", "transformers", "glmlike.errors", "glmlike.spec", "glmlike.checkpoint.rules"),
         *("glmlike.checkpoint.detection", "glmlike.checkpoint.lazy", "glmlike.checkpoint.native"),

@@ -24,7 +24,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
-_FORMATS = "glmlike, glm-10b, glm-130b, chatglm-6b, chatglm, glm, glm4, llama, qwen2 or meta"
+_FORMATS = "glmlike, glm-10b, glm-130b, chatglm-6b, chatglm, glm, glm4, llama, qwen2, meta"
 Folder = Annotated[Path, typer.Argument(help="a checkpoint's folder, in any known format", show_default=False)]
 AsJson = Annotated[bool, typer.Option("--json", help="print JSON instead of a table")]
 # typer reads these annotations at run time, where Python 3.10 needs Optional.
@@ -93,6 +93,7 @@ def inspect(
 def _facts(folder: Path, generation: Any, spec: str | None) -> dict[str, Any]:
     from dataclasses import asdict
 
+    from glmlike.checkpoint.gguf_fields import can_be_gguf
     from glmlike.hub_json import FORMATS, cannot_express
 
     found = glmlike.detect(folder, generation=generation, spec=spec)
@@ -104,7 +105,10 @@ def _facts(folder: Path, generation: Any, spec: str | None) -> dict[str, Any]:
         "dtypes": dict(Counter(info.dtype for info in tensors)),
         "notes": list(found.notes),
         "files": [path.name for path in found.checkpoint.files],
-        "converts_to": [fmt for fmt in FORMATS if fmt != found.format and not cannot_express(found.spec, fmt)],
+        "converts_to": [
+            *(fmt for fmt in FORMATS if fmt != found.format and not cannot_express(found.spec, fmt)),
+            *(["gguf"] if folder.suffix != ".gguf" and can_be_gguf(found.spec) else []),
+        ],
         "spec": {**asdict(found.spec), "rope_scaling": dict(found.spec.rope_scaling)},
     }
 
@@ -115,7 +119,7 @@ def convert(
     destination: Annotated[Path, typer.Argument(metavar="DST", help="a new folder", show_default=False)],
     to: Annotated[
         str,
-        typer.Option("--to", help=_FORMATS, show_default=False),
+        typer.Option("--to", help=f"{_FORMATS}; or gguf, a file for llama.cpp", show_default=False),
     ],
     generation: GenerationOption = None,
     spec: SpecOption = None,
@@ -126,7 +130,11 @@ def convert(
     ] = None,
     dtype: Annotated[
         Optional[str],  # noqa: UP045
-        typer.Option(help="round every floating-point tensor to float32, float16 or bfloat16"),
+        typer.Option(
+            help="round every floating-point tensor to float32, float16 or bfloat16; with --to gguf also q8_0, q5_1, "
+            "q5_0, q4_1, q4_0",
+            show_default="the source's",
+        ),
     ] = None,
     max_memory: Annotated[
         Optional[str],  # noqa: UP045

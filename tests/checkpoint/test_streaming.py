@@ -171,7 +171,9 @@ def test_a_wrong_layout_is_seen_by_the_round_trip(
 def test_the_record_says_where_numbers_come_from_and_names_no_path(source: Path, tmp_path: Path) -> None:
     convert(source, tmp_path / "out", to="glm", max_shard_size="50KB")
     record = json.loads((tmp_path / "out" / "glmlike.json").read_text())
-    assert record["source"]["tensors"] == {"model.safetensors": tensor_hashes(source / "model.safetensors")}
+    originals = tensor_hashes(source / "model.safetensors")
+    del originals["transformer.rotary_pos_emb.inv_freq"]  # declared to be dropped
+    assert record["source"]["tensors"] == {"model.safetensors": originals}
     assert (record["source"]["name"], record["source"]["format"], record["format"]) == ("source", "chatglm", "glm")
     for path in (tmp_path / "out").glob("*.safetensors"):
         found = metadata(path)

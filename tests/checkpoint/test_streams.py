@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from glmlike.checkpoint.byte_files import ByteFile
-from glmlike.checkpoint.layouts import Cropped, Fused, Layout, PerHead, Repeated, Same, same_bits
+from glmlike.checkpoint.layouts import Cropped, Fused, Layout, Neighbours, PerHead, Repeated, Same, same_bits
 from glmlike.checkpoint.splits import Cut, Replicated, Split
 from glmlike.checkpoint.streams import (
     Cast,
@@ -61,9 +61,13 @@ def layouts(draw: st.DrawFn) -> tuple[Layout, list[torch.Tensor]]:
     columns = draw(st.sampled_from([(), (3,), (5,)]))
     sizes = draw(st.lists(st.integers(1, 5), min_size=1, max_size=4))
     heads, head_dim = draw(st.integers(1, 3)), draw(st.integers(1, 3))
-    layout = draw(st.sampled_from([Same(), Fused(tuple(sizes)), Repeated(2), PerHead(heads, head_dim)]))
+    layout = draw(
+        st.sampled_from([Same(), Fused(tuple(sizes)), Repeated(2), PerHead(heads, head_dim), Neighbours(2 * head_dim)])
+    )
     if isinstance(layout, PerHead):
         sizes = [heads * head_dim] * 3
+    if isinstance(layout, Neighbours):
+        sizes = [2 * heads * head_dim]
     native = [numbers(size, *columns, seed=at) for at, size in enumerate(sizes[: layout.natives])]
     return layout, native
 
@@ -111,14 +115,16 @@ def test_dropped_rows_are_not_read_and_have_no_way_back(tmp_path: Path) -> None:
         to_foreign_streams(layout, [kept])
 
 
-@given(st.integers(0, 1), st.integers(1, 3), st.integers(1, 4), st.booleans(), st.integers(1, 50))
-def test_splits_of_streams_are_splits_of_tensors(dim: int, parts: int, ranks: int, whole: bool, at_most: int) -> None:
-    split: Split = Replicated() if whole else Cut(dim, parts)
+@given(st.integers(0, 1), st.integers(1, 3), st.integers(1, 4), st.booleans(), st.integers(1, 50), st.integers(1, 2))
+def test_splits_of_streams_are_splits_of_tensors(
+    dim: int, parts: int, ranks: int, whole: bool, at_most: int, copies: int
+) -> None:
+    split: Split = Replicated() if whole else Cut(dim, parts, copies)
     shape = [2, 3]
     shape[dim] *= parts * ranks
     tensor = numbers(*shape)
-    pieces = split.cut_streams(in_memory(tensor), ranks)
-    assert [read(piece, at_most) for piece in pieces] == [raw(piece) for piece in split.cut(tensor, ranks)]
+    pieces = split.cut_streams(in_memory(tensor), ranks * copies)
+    assert [read(piece, at_most) for piece in pieces] == [raw(piece) for piece in split.cut(tensor, ranks * copies)]
     assert read(split.join_streams(pieces), at_most) == raw(tensor)
 
 

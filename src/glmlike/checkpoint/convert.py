@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, overload
+from typing import Any, Literal, cast, overload
 
 from glmlike.checkpoint import provenance
 from glmlike.checkpoint.companions import carried, copy_companions, undefaulted_tokens
@@ -76,12 +76,12 @@ def convert(
     src: str | Path,
     dst: str | Path,
     *,
-    to: Format,
+    to: Format | Literal["gguf"],
     generation: Generation | None = ...,
     spec: str | DecoderSpec | None = ...,
     max_shard_size: str | int = ...,
     tensor_parallel: int | None = ...,
-    dtype: Dtype | None = ...,
+    dtype: str | None = ...,
     max_memory: str | int | None = ...,
     workers: int | None = ...,
     verify: Verify | None = ...,
@@ -96,12 +96,12 @@ def convert(
     src: str | Path,
     dst: str | Path,
     *,
-    to: Format,
+    to: Format | Literal["gguf"],
     generation: Generation | None = ...,
     spec: str | DecoderSpec | None = ...,
     max_shard_size: str | int = ...,
     tensor_parallel: int | None = ...,
-    dtype: Dtype | None = ...,
+    dtype: str | None = ...,
     max_memory: str | int | None = ...,
     workers: int | None = ...,
     verify: Verify | None = ...,
@@ -115,12 +115,12 @@ def convert(
     src: str | Path,
     dst: str | Path,
     *,
-    to: Format,
+    to: Format | Literal["gguf"],
     generation: Generation | None = None,
     spec: str | DecoderSpec | None = None,
     max_shard_size: str | int = _SHARD_SIZE,
     tensor_parallel: int | None = None,
-    dtype: Dtype | None = None,
+    dtype: str | None = None,
     max_memory: str | int | None = None,
     workers: int | None = None,
     verify: Verify | None = None,
@@ -138,6 +138,10 @@ def convert(
     code files are not; ``glmlike.json`` and the files' metadata say where the numbers come from. ``generation`` and
     ``spec`` are those of :func:`detect`. ``to="glm-130b"`` and ``to="meta"`` write ``model_config.json`` or
     ``params.json``, and ``tensor_parallel`` rank files (default 1).
+
+    ``to="gguf"`` writes the file ``dst`` for llama.cpp, and a ``src`` that ends in .gguf is read. ``dtype`` is then
+    that of :func:`glmlike.checkpoint.gguf.write_gguf` (default: the source's own) or ``read_gguf``; the options of rank
+    files, memory, verification and resuming are not theirs.
 
     ``max_memory`` ("2GB", or bytes) bounds the resident memory of the whole process, torch and what the caller holds
     included; the default is 1 GB, or 256 MB beyond what the process held where that is more. ``workers`` threads share
@@ -158,8 +162,22 @@ def convert(
         GlmLikeError: ``to``, a size or ``tensor_parallel`` is not one, or is of the other kind of files.
     """
     started = time.perf_counter()
+    if to == "gguf" or Path(src).suffix == ".gguf":
+        _require_no_others(
+            tensor_parallel=tensor_parallel,
+            max_memory=max_memory,
+            workers=workers,
+            verify=verify,
+            resume=resume or None,
+            dry_run=dry_run or None,
+        )
+        from glmlike.checkpoint import gguf
+
+        return gguf.convert_gguf(
+            src, dst, to=to, generation=generation, spec=spec, max_shard_size=max_shard_size, dtype=dtype
+        )
     if to not in FORMATS:
-        raise ConfigError(f"to={to!r}: expected one of {', '.join(FORMATS)}.")
+        raise ConfigError(f"to={to!r}: expected one of {', '.join((*FORMATS, 'gguf'))}.")
     for name, value, known in (("dtype", dtype, tuple(DTYPES)), ("verify", verify, ("none", "hash", "roundtrip"))):
         if value is not None and value not in known:
             raise ConfigError(f"{name}={value!r}: expected one of {', '.join(known)}.")
@@ -177,7 +195,7 @@ def convert(
         config,
         limit=limit,
         ranks=ranks,
-        dtype=dtype,
+        dtype=cast("Dtype | None", dtype),
         max_memory=memory,
         workers=workers,
         verify=verify,
@@ -203,7 +221,7 @@ def convert(
     )
 
 
-def _config(source: Detection, to: Format, dtype: Dtype | None, ranks: int) -> dict[str, Any]:
+def _config(source: Detection, to: Format, dtype: str | None, ranks: int) -> dict[str, Any]:
     """The target's config.json; for rank files, their arguments."""
     config = {**undefaulted_tokens(to), **carried(source), **write_config(source.spec, to)}
     if dtype is not None:
@@ -249,6 +267,13 @@ def _record(plan: Plan, sums: Mapping[tuple[str, str], Sums], before: dict[str, 
         tensors[file][name] = found.sha256
     hashes = plan.source_hashes if plan.verify != "none" else None
     return provenance.record(origin, plan.source_format, plan.target_format, plan.identity, hashes, tensors, before)
+
+
+def _require_no_others(**options: Any) -> None:
+    """Raise ConfigError if an option is given that a conversion from or to GGUF does not have."""
+    given = next((name for name, value in options.items() if value is not None), None)
+    if given is not None:
+        raise ConfigError(f"{given}={options[given]!r}: not an option of conversions from or to GGUF. Drop it.")
 
 
 def _require_its_own_options(to: Format, max_shard_size: str | int, tensor_parallel: int | None) -> None:

@@ -101,6 +101,7 @@ def detect(
     Folders of rank files have no config.json. GLM-130B's (``latest``): their ``model_config.json`` says the decoder, or
     ``spec``, a name of :mod:`glmlike.published` or a DecoderSpec, or else the shapes. Meta's LLaMA
     (``consolidated.NN.pth``): ``params.json`` or ``spec``. Where a config.json is, ``spec`` must agree with it.
+    A ``folder`` that ends in .gguf is that file.
 
     Raises:
         ConfigError: config.json is absent, unreadable or of no known format, or contradicts ``spec``.
@@ -119,6 +120,10 @@ def look(
 ) -> Detection:
     """:func:`detect` without the check that every tensor of the decoder, and no other, is there."""
     folder = Path(folder)
+    if folder.suffix == ".gguf":
+        from glmlike.checkpoint.gguf import detect_gguf
+
+        return detect_gguf(folder)
     ranked = ranked_format(folder)
     if ranked is not None:
         decoder, config, said_by, checkpoint = RANKED[ranked].open_folder(folder, spec)

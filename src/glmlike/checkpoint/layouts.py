@@ -170,7 +170,10 @@ class PerHead:
 
 @dataclass(frozen=True)
 class Neighbours:
-    """The rows of each head reordered: native pairs features half a head apart, the foreign tensor neighbours."""
+    """The rows of each head reordered: native pairs features half a head apart, the foreign tensor neighbours.
+
+    Meta's own LLaMA files, and what llama.cpp's converter does to q and k of LLaMA (``LlamaModel.permute``).
+    """
 
     head_dim: int
     natives = 1

@@ -162,6 +162,8 @@ def merge(
     started = time.perf_counter()
     limit = parse_size(max_shard_size)
     source = detect(base, generation=generation, spec=spec)
+    if source.format not in FORMATS:
+        raise ConfigError(f"{base}: adapters are merged into a checkpoint's folder. Convert this file to one first.")
     target: Format = source.format if to is None else to
     if target not in FORMATS or TABLES[target].splits:
         allowed = ", ".join(fmt for fmt in FORMATS if not TABLES[fmt].splits)
