@@ -22,10 +22,12 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from big_files import write_big
-from glmlike import CheckpointError, ConfigError, GlmLikeError, convert, verify
+from glmlike import CheckpointError, ConfigError, GlmLikeError, convert, detect, verify
 from glmlike.checkpoint import Plan, execute, fingerprint
 from glmlike.checkpoint.journal import NAME as JOURNAL
+from glmlike.checkpoint.native import native_shapes
 from glmlike.checkpoint.verification import verify_written
+from glmlike.hub_json import write_config
 from specs import SPECS
 
 QKV = "transformer.encoder.layers.0.self_attention.query_key_value.weight"
@@ -202,6 +204,67 @@ def test_converting_twice_says_so(source: Path, tmp_path: Path) -> None:
     assert "the source was itself converted, from source (chatglm)" in report.notes[0]
     record = json.loads((tmp_path / "again" / "glmlike.json").read_text())
     assert record["source"]["converted_from"]["name"] == "source"
+
+
+# Torch zip files.
+
+
+def as_bin(source: Path, change: Callable[[dict[str, torch.Tensor]], None] = lambda tensors: None) -> Path:
+    """The weights of a folder in pytorch_model.bin instead."""
+    tensors = load_file(source / "model.safetensors")
+    change(tensors)
+    torch.save(tensors, source / "pytorch_model.bin")
+    (source / "model.safetensors").unlink()
+    return source
+
+
+def test_bin_files_are_moved_as_bytes(source: Path, tmp_path: Path) -> None:
+    before = fingerprint(source)
+    plan = convert(as_bin(source), tmp_path / "out", to="glm", dry_run=True)
+    assert {step.how for step in plan.steps} == {"bytes"}
+    for mode in ("none", "hash", "roundtrip"):
+        convert(source, tmp_path / mode, to="glm", verify=mode)  # type: ignore[call-overload]
+        assert fingerprint(tmp_path / mode) == before
+
+
+def test_strided_and_shared_tensors_of_bin_files(source: Path, tmp_path: Path) -> None:
+    """A transposed tensor is read by torch; a tensor that is a part of a storage is a stretch of it."""
+    before = fingerprint(source)
+
+    def change(tensors: dict[str, torch.Tensor]) -> None:
+        tensors[QKV] = tensors[QKV].t().contiguous().t()
+        norm = "transformer.encoder.final_layernorm.weight"
+        tensors[norm] = torch.cat([tensors[norm], tensors[norm]])[: len(tensors[norm])]
+
+    plan = convert(as_bin(source, change), tmp_path / "out", to="glm", dry_run=True)
+    assert {step.name for step in plan.steps if step.how == "tensor"} == {
+        f"model.layers.0.self_attn.{part}_proj.weight" for part in "qkv"
+    }
+    assert convert(source, tmp_path / "out", to="glm").verify == "roundtrip"
+    assert fingerprint(source) == fingerprint(tmp_path / "out") == before
+
+
+@pytest.mark.parametrize("mode", ["hash", "roundtrip"])
+@pytest.mark.parametrize("name", [QKV, "transformer.encoder.final_layernorm.weight"])
+def test_a_damaged_bin_file_is_seen_while_it_is_read(mode: Any, name: str, source: Path, tmp_path: Path) -> None:
+    info = detect(as_bin(source)).checkpoint.tensors[name]
+    content = bytearray((source / "pytorch_model.bin").read_bytes())
+    content[info.start + 5] ^= 1
+    (source / "pytorch_model.bin").write_bytes(content)
+    with pytest.raises(CheckpointError, match=f"the bytes of '{name}' are damaged .their CRC-32"):
+        convert(source, tmp_path / "out", to="glm", verify=mode)
+    assert [path.name for path in tmp_path.iterdir()] == ["source"]
+    with pytest.raises(CheckpointError, match=f"the bytes of '{name}' are damaged"):
+        fingerprint(source)
+
+
+def test_a_link_in_a_folder_of_templates_does_not_leave(source: Path, tmp_path: Path) -> None:
+    (tmp_path / "secret").write_text("x")
+    (source / "additional_chat_templates").mkdir()
+    (source / "additional_chat_templates" / "tool.jinja").symlink_to(tmp_path / "secret")
+    with pytest.raises(CheckpointError, match="outside of"):
+        convert(source, tmp_path / "out", to="glm")
+    assert not (tmp_path / "out").exists()
 
 
 # Whole or not at all.
@@ -405,6 +468,22 @@ def test_the_whole_process_stays_below_its_bound(tmp_path: Path) -> None:
     assert found["bytes"] > 200e6
     assert found["peak"] < 100e6
     assert not found["torch"]
+
+
+@on_linux
+def test_rank_files_stay_below_the_bound_and_need_no_torch_to_be_read(tmp_path: Path) -> None:
+    spec = SPECS["llama-3"].replace(hidden_size=1024, intermediate_size=4096, head_dim=256, vocab_size=16_000)
+    zeros = {name: torch.zeros(shape, dtype=torch.bfloat16) for name, shape in native_shapes(spec).items()}
+    zeros["lm_head.weight"] += 1
+    (tmp_path / "source").mkdir()
+    save_file(zeros, tmp_path / "source" / "model.safetensors")
+    (tmp_path / "source" / "config.json").write_text(json.dumps(write_config(spec, "llama")))
+    there = peak(tmp_path / "source", tmp_path / "ranks", "meta", max_memory="450MB", tensor_parallel=2)
+    back = peak(tmp_path / "ranks", tmp_path / "back", "llama", max_memory="100MB")
+    assert there["peak"] < 450e6
+    assert back["peak"] < 100e6 < back["bytes"]
+    assert not back["torch"]
+    assert verify(tmp_path / "source", tmp_path / "back")
 
 
 @on_linux

@@ -157,6 +157,8 @@ def _settle(
         for name, pair in (said.differences(spec) if said and params is not None else {}).items()
         if unsaid.get(name, name) in (params or {}) or name not in unsaid
     }
+    if not spec.tie_word_embeddings:  # a head of its own may happen to equal the embedding
+        differences.pop("tie_word_embeddings", None)
     if differences:
         raise ConfigError(
             f"{path} and {label(given)} contradict each other: {differences}. Correct one, or leave spec= out."

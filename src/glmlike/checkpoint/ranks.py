@@ -29,6 +29,7 @@ SplitOf = Callable[[str], Split | None]
 Shapes = Mapping[str, Shape]
 
 _FLOATS = ("F16", "BF16", "F32", "F64")
+_SMALL = 2**20
 
 
 @dataclass(frozen=True)
@@ -125,20 +126,22 @@ class RankedCheckpoint(Checkpoint):
         """
         for name, info in self.tensors.items():
             split = self.split_of(info.name)
-            copies = split.copies if isinstance(split, Cut) else 1
-            pieces = self._pieces(name) if copies > 1 else []
-            for first in range(0, len(pieces), copies):
-                if first_difference(pieces[first : first + copies], at_most) is not None:
-                    raise CheckpointError(
-                        f"{self.folder}: {name!r}: the {copies} ranks hold different copies. Download the rank files "
-                        "again."
-                    )
+            if isinstance(split, Cut) and split.copies > 1:
+                self._require_equal(name, split.copies, at_most)
 
     def require_equal_replicas(self) -> None:
         """Raise CheckpointError if a tensor that every rank holds whole differs between ranks; these are small."""
-        for name in self.tensors:
-            if isinstance(self.split_of(name), Replicated):
-                self.read(name)
+        for name, info in self.tensors.items():
+            if isinstance(self.split_of(info.name), Replicated):
+                self._require_equal(name, len(self.files), _SMALL)
+
+    def _require_equal(self, name: str, copies: int, at_most: int) -> None:
+        pieces = self._pieces(name)
+        for first in range(0, len(pieces), copies):
+            if first_difference(pieces[first : first + copies], at_most) is not None:
+                raise CheckpointError(
+                    f"{self.folder}: {name!r}: the {copies} ranks hold different copies. Download the rank files again."
+                )
 
 
 def open_ranks(
