@@ -103,7 +103,7 @@ def main(repeats: int = 5) -> None:
         rows = speed(Path(folder), repeats)
         note = (
             f"2.7 GB of bfloat16 on a file system in memory; median of {repeats} runs, interleaved, imports not "
-            "counted. verify=none hashes nothing; roundtrip hashes source files and tensors, and reads back."
+            "counted. verify=none hashes nothing; roundtrip hashes every tensor once and reads back."
         )
         report("convert_speed", rows, note)
 

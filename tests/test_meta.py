@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM
@@ -244,6 +244,7 @@ def test_published_params_are_the_published_decoders(name: str) -> None:
 
 
 @given(st.integers(2, 300), st.integers(1, 3000))
+@example(89, 1)
 def test_any_feed_forward_size_can_be_said(half: int, inner: int) -> None:
     spec = PUBLISHED["llama-3-8b"].spec.replace(
         hidden_size=2 * half, head_dim=2 * half, num_attention_heads=1, num_key_value_heads=1, intermediate_size=inner
