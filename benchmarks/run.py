@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import collator
+import convert
 import import_time
 import load
 import loss
 import speed
 
 if __name__ == "__main__":
-    for benchmark in (import_time, load, speed, collator, loss):
+    for benchmark in (import_time, load, speed, collator, loss, convert):
         print(f"== {benchmark.__name__}")
         benchmark.main()

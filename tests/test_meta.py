@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM
@@ -182,6 +182,18 @@ def test_a_head_that_is_absent_shared_or_equal_is_tied(tmp_path: Path) -> None:
     assert not glmlike.detect(folder).spec.tie_word_embeddings
 
 
+def test_a_head_of_its_own_may_equal_the_embedding(tmp_path: Path) -> None:
+    """Files do not say whether a head is tied: where both are the same, a spec may say either."""
+    model = llama()
+    model.lm_head.weight.data.copy_(model.model.embed_tokens.weight)
+    model.save_pretrained(tmp_path / "hub")
+    assert glmlike.convert(tmp_path / "hub", tmp_path / "meta", to="meta").verify == "roundtrip"
+    assert glmlike.detect(tmp_path / "meta").spec.tie_word_embeddings
+    untied = glmlike.detect(tmp_path / "hub").spec
+    assert not untied.tie_word_embeddings
+    assert glmlike.detect(tmp_path / "meta", spec=untied).spec == untied
+
+
 PUBLISHED_PARAMS: dict[str, dict[str, Any]] = {
     "llama-3-8b": {
         "dim": 4096,
@@ -232,6 +244,7 @@ def test_published_params_are_the_published_decoders(name: str) -> None:
 
 
 @given(st.integers(2, 300), st.integers(1, 3000))
+@example(89, 1)
 def test_any_feed_forward_size_can_be_said(half: int, inner: int) -> None:
     spec = PUBLISHED["llama-3-8b"].spec.replace(
         hidden_size=2 * half, head_dim=2 * half, num_attention_heads=1, num_key_value_heads=1, intermediate_size=inner

@@ -24,7 +24,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
-_FORMATS = "glmlike, glm-10b, glm-130b, chatglm-6b, chatglm, glm, glm4, llama, qwen2 or meta"
+_FORMATS = "glmlike, glm-10b, glm-130b, chatglm-6b, chatglm, glm, glm4, llama, qwen2, meta"
 Folder = Annotated[Path, typer.Argument(help="a checkpoint's folder, in any known format", show_default=False)]
 AsJson = Annotated[bool, typer.Option("--json", help="print JSON instead of a table")]
 # typer reads these annotations at run time, where Python 3.10 needs Optional.
@@ -93,6 +93,7 @@ def inspect(
 def _facts(folder: Path, generation: Any, spec: str | None) -> dict[str, Any]:
     from dataclasses import asdict
 
+    from glmlike.checkpoint.gguf_fields import can_be_gguf
     from glmlike.hub_json import FORMATS, cannot_express
 
     found = glmlike.detect(folder, generation=generation, spec=spec)
@@ -104,7 +105,10 @@ def _facts(folder: Path, generation: Any, spec: str | None) -> dict[str, Any]:
         "dtypes": dict(Counter(info.dtype for info in tensors)),
         "notes": list(found.notes),
         "files": [path.name for path in found.checkpoint.files],
-        "converts_to": [fmt for fmt in FORMATS if fmt != found.format and not cannot_express(found.spec, fmt)],
+        "converts_to": [
+            *(fmt for fmt in FORMATS if fmt != found.format and not cannot_express(found.spec, fmt)),
+            *(["gguf"] if folder.suffix != ".gguf" and can_be_gguf(found.spec) else []),
+        ],
         "spec": {**asdict(found.spec), "rope_scaling": dict(found.spec.rope_scaling)},
     }
 
@@ -115,7 +119,7 @@ def convert(
     destination: Annotated[Path, typer.Argument(metavar="DST", help="a new folder", show_default=False)],
     to: Annotated[
         str,
-        typer.Option("--to", help=_FORMATS, show_default=False),
+        typer.Option("--to", help=f"{_FORMATS}; or gguf, a file for llama.cpp", show_default=False),
     ],
     generation: GenerationOption = None,
     spec: SpecOption = None,
@@ -124,6 +128,31 @@ def convert(
         Optional[int],  # noqa: UP045
         typer.Option(help="with --to glm-130b or meta: the number of rank files to write", show_default="1"),
     ] = None,
+    dtype: Annotated[
+        Optional[str],  # noqa: UP045
+        typer.Option(
+            help="round every floating-point tensor to float32, float16 or bfloat16; with --to gguf also q8_0, q5_1, "
+            "q5_0, q4_1, q4_0",
+            show_default="the source's",
+        ),
+    ] = None,
+    max_memory: Annotated[
+        Optional[str],  # noqa: UP045
+        typer.Option(help="the most memory the whole process may use, such as 2GB", show_default="1GB"),
+    ] = None,
+    workers: Annotated[
+        Optional[int],  # noqa: UP045
+        typer.Option(help="threads that read, hash and write", show_default="one a processor, at most 4", min=1),
+    ] = None,
+    verify: Annotated[
+        Optional[str],  # noqa: UP045
+        typer.Option(
+            help="how the result is read back: none, hash or roundtrip", show_default="roundtrip where that can be"
+        ),
+    ] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="go on with an interrupted conversion")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="print the plan and write nothing")] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="no progress bar, no table")] = False,
     as_json: AsJson = False,
 ) -> None:
     """Write SRC in another format to the new folder DST, every number kept bit for bit; DST appears whole or not.
@@ -132,18 +161,38 @@ def convert(
     """
     from dataclasses import asdict
 
-    report = asdict(
-        glmlike.convert(
-            source,
-            destination,
-            to=to,  # type: ignore[arg-type]
-            generation=generation,  # type: ignore[arg-type]
-            spec=spec,
-            max_shard_size=max_shard_size,
-            tensor_parallel=tensor_parallel,
-        )
-    )
-    _print_report("converted", report, as_json)
+    from glmlike.checkpoint.progress import on_terminal
+
+    options: dict[str, Any] = {
+        "to": to,
+        "generation": generation,
+        "spec": spec,
+        "max_shard_size": max_shard_size,
+        "tensor_parallel": tensor_parallel,
+        "dtype": dtype,
+        "max_memory": max_memory,
+        "workers": workers,
+        "verify": verify,
+    }
+    if dry_run:
+        plan = glmlike.convert(source, destination, dry_run=True, **options)
+        _print_plan(plan.to_dict(), as_json)
+        return
+    report = asdict(glmlike.convert(source, destination, resume=resume, watch=on_terminal(quiet), **options))
+    if as_json or not quiet:
+        _print_report("converted", report, as_json)
+
+
+def _print_plan(plan: dict[str, Any], as_json: bool) -> None:
+    if as_json:
+        print(json.dumps(plan, indent=2, ensure_ascii=False))
+        return
+    for step in plan["steps"]:
+        shape = " x ".join(map(str, step["shape"])) or "scalar"
+        print(f"{step['file']}: {step['name']} {step['dtype']} {shape} <- {', '.join(step['sources'])} [{step['how']}]")
+    facts = {name: value for name, value in plan.items() if name not in ("steps", "memory", "identity")}
+    facts |= {f"memory {name}": value for name, value in plan["memory"].items()}
+    _print_table("plan", {name: _short(value) for name, value in facts.items()})
 
 
 @app.command()

@@ -232,6 +232,11 @@ def test_the_same_adapter_is_not_merged_twice(make: Callable[..., Any], tmp_path
             with pytest.raises(CheckpointError, match="merged into .* already"):
                 glmlike.merge(tmp_path / base, tmp_path / adapter, tmp_path / "twice")
     assert not (tmp_path / "twice").exists()
+    records = [json.loads((tmp_path / name / "glmlike.json").read_text()) for name in ("once", "theirs")]
+    assert records[0]["merged_adapters"] == records[1]["merged_adapters"]
+    assert [entry["name"] for entry in records[0]["merged_adapters"]] == ["0"]
+    assert records[0]["tensors"]["model.safetensors"].keys() == load_file(tmp_path / "once/model.safetensors").keys()
+    assert records[0]["source"]["sha256"] == records[1]["source"]["converted_from"]["sha256"]
     glmlike.merge(tmp_path / "once", tmp_path / "0", tmp_path / "twice", force=True)
     glmlike.merge(tmp_path / "once", tmp_path / "1", tmp_path / "both")
     glmlike.merge(tmp_path / "base", [tmp_path / "0", tmp_path / "1"], tmp_path / "at once")

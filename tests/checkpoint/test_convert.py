@@ -73,7 +73,7 @@ def test_companions_travel_and_code_does_not(source: Path, tmp_path: Path) -> No
     names = {path.name for path in (tmp_path / "out").iterdir()}
     assert names == {
         *("config.json", "model.safetensors", "tokenizer_config.json", "tokenizer.model"),
-        *("generation_config.json", "LICENSE"),
+        *("generation_config.json", "LICENSE", "glmlike.json"),
     }
     assert json.loads((tmp_path / "out" / "tokenizer_config.json").read_text()) == {"model_max_length": 5}
 

@@ -15,20 +15,18 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from glmlike.checkpoint import provenance
 from glmlike.checkpoint.adapter_files import Adapter, Lora, read_adapter
 from glmlike.checkpoint.adapters import find_names, fingerprint, to_native
-from glmlike.checkpoint.convert import (
-    Detection,
-    _carried,
-    _copy_companions,
-    _undefaulted_tokens,
-    detect,
-)
-from glmlike.checkpoint.convert import to_native as read_native
+from glmlike.checkpoint.companions import carried, copy_companions, undefaulted_tokens
+from glmlike.checkpoint.destination import fresh_folder
+from glmlike.checkpoint.detection import Detection, detect
+from glmlike.checkpoint.detection import to_native as read_native
 from glmlike.checkpoint.formats import TABLES
 from glmlike.checkpoint.native import native_shapes
 from glmlike.checkpoint.rules import by_native
-from glmlike.checkpoint.shards import open_checkpoint, parse_size, read_json, whole_folder, write_shards
+from glmlike.checkpoint.shards import open_checkpoint, parse_size, write_shards
+from glmlike.checkpoint.streams import digest, in_memory
 from glmlike.errors import CannotExpressError, CheckpointError, ConfigError
 from glmlike.hub_json import FORMATS, Format, Generation, cannot_express, dropped_rows, write_config
 from glmlike.spec import DecoderSpec
@@ -36,8 +34,8 @@ from glmlike.spec import DecoderSpec
 if TYPE_CHECKING:
     from torch import Tensor
 
-RECORD = "glmlike.json"
 _EMBEDDING, _HEAD = "model.embed_tokens", "lm_head"
+_READ = 2**20
 _BLOCK = 1 << 24  # numbers of a matrix that are float32 at a time
 
 
@@ -164,6 +162,8 @@ def merge(
     started = time.perf_counter()
     limit = parse_size(max_shard_size)
     source = detect(base, generation=generation, spec=spec)
+    if source.format not in FORMATS:
+        raise ConfigError(f"{base}: adapters are merged into a checkpoint's folder. Convert this file to one first.")
     target: Format = source.format if to is None else to
     if target not in FORMATS or TABLES[target].splits:
         allowed = ", ".join(fmt for fmt in FORMATS if not TABLES[fmt].splits)
@@ -173,17 +173,21 @@ def merge(
         raise ConfigError("no adapter: expected the folder of at least one.")
     adapters, decoder = _read_all(folders, source)
     digests = tuple(fingerprint(one) for one in adapters)
-    record = _extended_record(source.folder, digests, folders, force)
+    before = provenance.earlier_record(source.folder)
+    merged = _new_adapters(source.folder, before, digests, folders, force)
     decoder, note = _untied(adapters, decoder, target)
     job = _Merge(source, decoder, adapters)
-    with whole_folder(Path(dst), source.folder) as partial:
+    config = {**undefaulted_tokens(target), **carried(source), **write_config(decoder, target)}
+    identity = _identity(source, config, digests, limit)
+    with fresh_folder(Path(dst), source.folder) as partial:
         digests_of: dict[str, str] = {}
         index = write_shards(partial, _hashed(job.foreign(target), digests_of), limit)
-        _require_written(partial, digests_of)
-        config = {**_undefaulted_tokens(target), **_carried(source), **write_config(decoder, target)}
+        written = _require_written(partial, digests_of)
         (partial / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf8")
-        _copy_companions(source.folder, partial)
-        (partial / RECORD).write_text(json.dumps(record, indent=2) + "\n", encoding="utf8")
+        origin, hashes = provenance.origin_of(source.folder), _source_hashes(source)
+        record = provenance.record(origin, source.format, target, identity, hashes, written, before, merged)
+        (partial / provenance.RECORD).write_text(record, encoding="utf8")
+        copy_companions(source.folder, partial)
     return MergeReport(
         base=source.folder,
         adapters=tuple(folders),
@@ -261,29 +265,43 @@ def _tells_apart(adapter: Adapter) -> bool:
     return True
 
 
-def _extended_record(base: Path, digests: Sequence[str], folders: Sequence[Path], force: bool) -> dict[str, Any]:
-    record: dict[str, Any] = read_json(base / RECORD) if (base / RECORD).exists() else {}
-    merged = record.get("merged_adapters", [])
-    held = {entry.get("sha256") for entry in merged if isinstance(entry, Mapping)} if isinstance(merged, list) else None
-    if held is None:
-        raise ConfigError(f"{base / RECORD}: 'merged_adapters' is no list. Restore the file, or remove it.")
-    for digest, folder in zip(digests, folders, strict=True):
-        if digest in held and not force:
+def _new_adapters(
+    base: Path, before: Mapping[str, Any] | None, digests: Sequence[str], folders: Sequence[Path], force: bool
+) -> list[dict[str, str]]:
+    """What the record will say of the adapters. Raises CheckpointError if the base's has one of them already."""
+    held = {entry.get("sha256") for entry in provenance.merged_adapters(before)}
+    for sha256, folder in zip(digests, folders, strict=True):
+        if sha256 in held and not force:
             raise CheckpointError(
-                f"{folder}: is merged into {base} already (sha256 {digest[:12]}… in its {RECORD}). Merge it into the "
-                "base it was trained on, or pass force to add it once more."
+                f"{folder}: is merged into {base} already (sha256 {sha256[:12]}… in its {provenance.RECORD}). Merge it "
+                "into the base it was trained on, or pass force to add it once more."
             )
-        held.add(digest)
-    new = [{"name": folder.name, "sha256": digest} for folder, digest in zip(folders, digests, strict=True)]
-    return {**record, "merged_adapters": [*merged, *new]}
+        held.add(sha256)
+    return [{"name": folder.name, "sha256": sha256} for folder, sha256 in zip(folders, digests, strict=True)]
+
+
+def _identity(source: Detection, config: dict[str, Any], digests: Sequence[str], limit: int) -> str:
+    """What tells this merge from another, as a plan's identity tells a conversion."""
+    files = provenance.identity(list(source.checkpoint.files), source.folder)
+    origin = provenance.origin_of(source.folder).to_dict()
+    facts = {"version": provenance.version(), "files": files, "origin": origin, "config": config}
+    return provenance.sha256_of({**facts, "adapters": list(digests), "limit": limit})
+
+
+def _source_hashes(source: Detection) -> provenance.Hashes:
+    """The sha256 of every tensor of the base's files."""
+    checkpoint, buffer = source.checkpoint, memoryview(bytearray(_READ))
+    parts = dict.fromkeys(part for name in checkpoint.tensors for part in checkpoint.parts(name))
+    return {
+        (path.relative_to(source.folder).as_posix(), name): digest(
+            checkpoint.stored(path, name), hashlib.sha256(), buffer
+        )
+        for path, name in parts
+    }
 
 
 def _digest(tensor: Tensor) -> str:
-    import torch
-
-    digest = hashlib.sha256(f"{tensor.dtype} {tuple(tensor.shape)}".encode())
-    digest.update(tensor.contiguous().reshape(-1).view(torch.uint8).numpy().data)
-    return digest.hexdigest()
+    return digest(in_memory(tensor), hashlib.sha256(), memoryview(bytearray(_READ)))
 
 
 def _hashed(tensors: Iterator[tuple[str, Tensor]], digests: dict[str, str]) -> Iterator[tuple[str, Tensor]]:
@@ -296,8 +314,14 @@ def _hashed(tensors: Iterator[tuple[str, Tensor]], digests: dict[str, str]) -> I
         yield name, tensor
 
 
-def _require_written(folder: Path, digests: Mapping[str, str]) -> None:
-    checkpoint = open_checkpoint(folder)
-    wrong = [name for name, digest in digests.items() if _digest(checkpoint.read(name)) != digest]
-    if wrong or checkpoint.tensors.keys() != digests.keys():
+def _require_written(folder: Path, digests: Mapping[str, str]) -> dict[str, dict[str, str]]:
+    """The hashes of what stands in the files, by file, once they are those of what was to be written."""
+    checkpoint, buffer = open_checkpoint(folder), memoryview(bytearray(_READ))
+    found = {name: digest(checkpoint.stream(name), hashlib.sha256(), buffer) for name in checkpoint.tensors}
+    wrong = sorted(name for name in found.keys() | digests.keys() if found.get(name) != digests.get(name))
+    if wrong:
         raise CheckpointError(f"{wrong[:1]}: the file does not hold what was written to it. Check the disk, run again.")
+    by_file: dict[str, dict[str, str]] = {}
+    for name, info in checkpoint.tensors.items():
+        by_file.setdefault(info.file.name, {})[name] = found[name]
+    return by_file

@@ -3,23 +3,20 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from glmlike.checkpoint.formats import TABLES
 from glmlike.checkpoint.formats import meta as table
 from glmlike.checkpoint.given import by_name, label
 from glmlike.checkpoint.headers import TORCH_NAMES
-from glmlike.checkpoint.ranks import RankedCheckpoint, Shapes, SplitOf, numbered, open_ranks, write_ranks
+from glmlike.checkpoint.ranks import RankedCheckpoint, RankLayout, Shapes, SplitOf, numbered, open_ranks
 from glmlike.checkpoint.shards import read_json
 from glmlike.errors import CannotExpressError, CheckpointError, ConfigError
 from glmlike.hub_json import cannot_express, meta, read_spec
 from glmlike.spec import DecoderSpec
-
-if TYPE_CHECKING:
-    from torch import Tensor
 
 ARGUMENTS = "params.json"
 _FILE = re.compile(r"consolidated\.(\d{1,4})\.pth?")
@@ -74,16 +71,18 @@ def open_folder(
     return spec, {**config, **meta.token_ids(config)}, said_by, checkpoint
 
 
-def write(
-    folder: Path, tensors: Callable[[], Iterator[tuple[str, Tensor]]], spec: DecoderSpec, ranks: int
-) -> tuple[int, int]:
-    """Write ``ranks`` rank files; the number of tensors and of bytes written."""
+def layout(spec: DecoderSpec, ranks: int) -> RankLayout:
+    """How ``ranks`` rank files are written.
+
+    Raises:
+        ConfigError: the embedding is cut by columns, which the ranks do not divide.
+    """
     by_columns = spec.vocab_size in _EARLY_VOCABULARIES
     if by_columns and spec.hidden_size % ranks:
         raise ConfigError(f"tensor_parallel={ranks}: does not divide hidden_size={spec.hidden_size}.")
     splits = table.splits(ranks=ranks, key_value_heads=spec.num_key_value_heads, by_columns=by_columns)
-    split_of = replace(TABLES["meta"], splits=splits).split_of
-    return write_ranks([folder / f"consolidated.{rank:02d}.pth" for rank in range(ranks)], tensors, split_of, None)
+    files = tuple(f"consolidated.{rank:02d}.pth" for rank in range(ranks))
+    return RankLayout(files, None, replace(TABLES["meta"], splits=splits).split_of)
 
 
 def arguments(config: Mapping[str, Any], ranks: int) -> dict[str, Any]:
@@ -158,6 +157,8 @@ def _settle(
         for name, pair in (said.differences(spec) if said and params is not None else {}).items()
         if unsaid.get(name, name) in (params or {}) or name not in unsaid
     }
+    if not spec.tie_word_embeddings:  # a head of its own may happen to equal the embedding
+        differences.pop("tie_word_embeddings", None)
     if differences:
         raise ConfigError(
             f"{path} and {label(given)} contradict each other: {differences}. Correct one, or leave spec= out."

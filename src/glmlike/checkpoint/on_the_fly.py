@@ -19,7 +19,7 @@ import torch
 from transformers.conversion_mapping import register_checkpoint_conversion_mapping
 from transformers.core_model_loading import ConversionOps, WeightConverter, WeightRenaming
 
-from glmlike.checkpoint.convert import Detection, detect, to_native
+from glmlike.checkpoint.detection import Detection, detect, to_native
 from glmlike.checkpoint.formats import TABLES, table_of
 from glmlike.checkpoint.inside import require_inside
 from glmlike.checkpoint.layouts import Cropped, Layout
@@ -68,7 +68,8 @@ def mapping() -> list[Any]:
 def open_folder(folder: Path, spec: Any) -> tuple[dict[str, Any], dict[str, Any]] | None:
     """The config fields and the native tensors, made when indexed, of a folder that only :func:`detect` can read.
 
-    None for any other folder. ``spec`` is that of :func:`~glmlike.checkpoint.convert.detect`, whose errors are raised.
+    None for any other folder. ``spec`` is that of :func:`~glmlike.checkpoint.detection.detect`, whose errors are
+    raised.
     """
     if ranked_format(folder) is None:
         return None

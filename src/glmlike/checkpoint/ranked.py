@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from glmlike.checkpoint import meta, sat
-from glmlike.checkpoint.ranks import RankedCheckpoint
+from glmlike.checkpoint.ranks import RankedCheckpoint, RankLayout
 from glmlike.hub_json import Format
 from glmlike.spec import DecoderSpec
-
-if TYPE_CHECKING:
-    from torch import Tensor
 
 
 @dataclass(frozen=True)
@@ -21,19 +18,19 @@ class RankedFormat:
     """``file`` says the decoder, with the fields that ``arguments`` takes from a config and the number of ranks.
 
     ``open_folder`` reads a folder that ``is_here``: its decoder, config, who says the decoder, and its tensors.
-    ``write`` writes the rank files of a decoder into a folder, from a function that gives its tensors once a rank.
+    ``layout`` says which files a decoder's tensors go to, for a number of ranks.
     """
 
     file: str
     is_here: Callable[[Path], bool]
     open_folder: Callable[[Path, str | DecoderSpec | None], tuple[DecoderSpec, dict[str, Any], str, RankedCheckpoint]]
-    write: Callable[[Path, Callable[[], Iterator[tuple[str, Tensor]]], DecoderSpec, int], tuple[int, int]]
+    layout: Callable[[DecoderSpec, int], RankLayout]
     arguments: Callable[[Mapping[str, Any], int], dict[str, Any]]
 
 
 RANKED: dict[Format, RankedFormat] = {
-    "glm-130b": RankedFormat(sat.ARGUMENTS, sat.is_here, sat.open_folder, sat.write, sat.arguments),
-    "meta": RankedFormat(meta.ARGUMENTS, meta.is_here, meta.open_folder, meta.write, meta.arguments),
+    "glm-130b": RankedFormat(sat.ARGUMENTS, sat.is_here, sat.open_folder, sat.layout, sat.arguments),
+    "meta": RankedFormat(meta.ARGUMENTS, meta.is_here, meta.open_folder, meta.layout, meta.arguments),
 }
 
 

@@ -1,4 +1,4 @@
-"""Reading and writing the files of tensor-parallel ranks: torch zip files, each with a piece of every tensor.
+"""Reading the files of tensor-parallel ranks: torch zip files, each with a piece of every tensor.
 
 A piece is read when it is asked for; the ranks' pieces are joined then. Nothing here knows what a tensor means, or how
 the files are named: how the pieces of a tensor join is a :class:`~glmlike.checkpoint.splits.Split` by its name.
@@ -16,7 +16,8 @@ from glmlike.checkpoint.inside import require_inside
 from glmlike.checkpoint.layouts import Shape
 from glmlike.checkpoint.quantized import SCALE
 from glmlike.checkpoint.shards import Checkpoint
-from glmlike.checkpoint.splits import Replicated, Split
+from glmlike.checkpoint.splits import Cut, Replicated, Split
+from glmlike.checkpoint.streams import Dequantized, Stream, first_difference
 from glmlike.checkpoint.torch_zip import TorchZip, read_torch_zip
 from glmlike.errors import CheckpointError
 from glmlike.integers import dequantize
@@ -28,6 +29,21 @@ SplitOf = Callable[[str], Split | None]
 Shapes = Mapping[str, Shape]
 
 _FLOATS = ("F16", "BF16", "F32", "F64")
+_SMALL = 2**20
+
+
+@dataclass(frozen=True)
+class RankLayout:
+    """How a folder of rank files is written: ``files`` in order of their ranks, and how each tensor is cut over them.
+
+    ``under`` is the key of the tensors in each file (None: they are the file's dict); ``texts`` are small files beside
+    them, by name.
+    """
+
+    files: tuple[str, ...]
+    under: str | None
+    split_of: SplitOf
+    texts: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass
@@ -67,11 +83,65 @@ class RankedCheckpoint(Checkpoint):
         scale = rank.get_tensor(name + SCALE)
         return dequantize(piece, scale, self.bits or 8, scale.dtype)
 
+    def stream(self, name: str) -> Stream:
+        """The bytes of one whole tensor, joined from the ranks' pieces row by row; integers are dequantized first."""
+        if name not in self.tensors:
+            raise CheckpointError(f"{self.folder}: no file holds {name!r}.")
+        info = self.tensors[name]
+        split, pieces = self.split_of(info.name), self._pieces(name)
+        if split is None:
+            return pieces[0]
+        joined = split.join_streams(pieces)
+        if joined.shape != info.shape:
+            raise CheckpointError(f"{self.folder}: {name!r}: pieces of {joined.shape}, expected {info.shape}.")
+        return joined
+
+    def stored(self, path: Path, name: str) -> Stream:
+        return self.ranks[path].stream(name)
+
+    def parts(self, name: str) -> list[tuple[Path, str]]:
+        stored = self.tensors[name].name
+        paths = self.files if self.split_of(stored) is not None else self.files[:1]
+        scaled = stored + SCALE in self.ranks[self.files[0]].infos
+        names = (stored, stored + SCALE) if scaled else (stored,)
+        return [(path, part) for path in paths for part in names]
+
+    def _pieces(self, name: str) -> list[Stream]:
+        stored = self.tensors[name].name
+        paths = self.files if self.split_of(stored) is not None else self.files[:1]
+        return [self._piece_stream(self.ranks[path], stored) for path in paths]
+
+    def _piece_stream(self, rank: TorchZip, name: str) -> Stream:
+        piece = rank.stream(name)
+        if name + SCALE not in rank.infos:
+            return piece
+        scale = rank.stream(name + SCALE)
+        return Dequantized(piece, scale, self.bits or 8, scale.dtype)
+
+    def require_equal_copies(self, at_most: int) -> None:
+        """Pieces that several ranks hold are the same to the bit; ``at_most`` bytes of two are in memory at a time.
+
+        Raises:
+            CheckpointError: two differ.
+        """
+        for name, info in self.tensors.items():
+            split = self.split_of(info.name)
+            if isinstance(split, Cut) and split.copies > 1:
+                self._require_equal(name, split.copies, at_most)
+
     def require_equal_replicas(self) -> None:
         """Raise CheckpointError if a tensor that every rank holds whole differs between ranks; these are small."""
-        for name in self.tensors:
-            if isinstance(self.split_of(name), Replicated):
-                self.read(name)
+        for name, info in self.tensors.items():
+            if isinstance(self.split_of(info.name), Replicated):
+                self._require_equal(name, len(self.files), _SMALL)
+
+    def _require_equal(self, name: str, copies: int, at_most: int) -> None:
+        pieces = self._pieces(name)
+        for first in range(0, len(pieces), copies):
+            if first_difference(pieces[first : first + copies], at_most) is not None:
+                raise CheckpointError(
+                    f"{self.folder}: {name!r}: the {copies} ranks hold different copies. Download the rank files again."
+                )
 
 
 def open_ranks(
@@ -162,26 +232,3 @@ def _require_rows_of_integers(weight: TensorInfo, scale: TensorInfo, path: Path)
             f"{path}: {weight.name!r} is {weight.dtype} {list(weight.shape)} with scales {scale.dtype} "
             f"{list(scale.shape)}; expected I8 rows and one floating-point scale for each."
         )
-
-
-def write_ranks(
-    files: Sequence[Path], tensors: Callable[[], Iterator[tuple[str, Tensor]]], split_of: SplitOf, under: str | None
-) -> tuple[int, int]:
-    """Write the rank files, one after another; the number of tensors and of bytes written.
-
-    ``tensors`` is called once for each rank, whose share of every tensor is then held in memory until it is saved.
-    """
-    import torch
-
-    count = size = 0
-    for rank, file in enumerate(files):
-        share = {name: _share(split_of(name), whole, rank, len(files)) for name, whole in tensors()}
-        torch.save(share if under is None else {under: share}, file)
-        count += len(share)
-        size += sum(tensor.nbytes for tensor in share.values())
-    return count, size
-
-
-def _share(split: Split | None, whole: Tensor, rank: int, ranks: int) -> Tensor:
-    """One rank's piece as memory of its own: a view would be saved with all that it is a view of."""
-    return (whole if split is None else split.cut(whole, ranks)[rank]).contiguous().clone()

@@ -8,24 +8,21 @@ spec that is passed, or the shapes of its tensors do; each is checked against th
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path, PurePosixPath
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from glmlike.checkpoint.formats import TABLES
 from glmlike.checkpoint.given import by_name, label
 from glmlike.checkpoint.headers import TORCH_NAMES, refuse_lfs_pointer
 from glmlike.checkpoint.inside import require_inside
 from glmlike.checkpoint.quantized import SCALE
-from glmlike.checkpoint.ranks import RankedCheckpoint, numbered, open_ranks, write_ranks
+from glmlike.checkpoint.ranks import RankedCheckpoint, RankLayout, numbered, open_ranks
 from glmlike.checkpoint.shards import read_json
 from glmlike.errors import CannotExpressError, CheckpointError, ConfigError
 from glmlike.hub_json import cannot_express, read_spec, sat
 from glmlike.published import PUBLISHED
 from glmlike.spec import DecoderSpec
-
-if TYPE_CHECKING:
-    from torch import Tensor
 
 _LATEST = "latest"
 _RANK_FILE = re.compile(r"mp_rank_(\d{1,4})_model_states\.pt")
@@ -65,14 +62,10 @@ def open_folder(
     return spec, {**config, "dtype": dtype}, said_by, checkpoint
 
 
-def write(
-    folder: Path, tensors: Callable[[], Iterator[tuple[str, Tensor]]], spec: DecoderSpec, ranks: int
-) -> tuple[int, int]:
-    """Write ``latest`` and ``ranks`` rank files; the number of tensors and of bytes written."""
-    (folder / "1").mkdir()
-    (folder / _LATEST).write_text("1", encoding="utf8")
-    files = [folder / "1" / f"mp_rank_{rank:02d}_model_states.pt" for rank in range(ranks)]
-    return write_ranks(files, tensors, TABLES["glm-130b"].split_of, "module")
+def layout(spec: DecoderSpec, ranks: int) -> RankLayout:
+    """How ``ranks`` rank files are written, in the folder that ``latest`` names."""
+    files = tuple(f"1/mp_rank_{rank:02d}_model_states.pt" for rank in range(ranks))
+    return RankLayout(files, "module", TABLES["glm-130b"].split_of, {_LATEST: "1"})
 
 
 def arguments(config: Mapping[str, Any], ranks: int) -> dict[str, Any]:

@@ -11,11 +11,14 @@ import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 
+from glmlike.checkpoint.byte_files import ByteFile
 from glmlike.checkpoint.headers import TensorInfo, read_header, refuse_lfs_pointer, unique
 from glmlike.checkpoint.inside import require_inside, require_small
+from glmlike.checkpoint.streams import Stored, Stream
 from glmlike.checkpoint.torch_zip import read_torch_zip
 from glmlike.errors import CheckpointError, ConfigError, GlmLikeError
 
@@ -35,6 +38,7 @@ class Checkpoint:
     files: tuple[Path, ...]
     tensors: dict[str, TensorInfo]
     _handles: dict[Path, Any] = field(default_factory=dict, repr=False)
+    _bytes: dict[Path, ByteFile] = field(default_factory=dict, repr=False)
 
     def read(self, name: str) -> Tensor:
         """One tensor, as a lazy view of its file where the file allows it.
@@ -50,10 +54,38 @@ class Checkpoint:
         tensor: Tensor = self._handles[path].get_tensor(stored)
         return tensor
 
+    def stream(self, name: str) -> Stream:
+        """The bytes of one tensor, to be read a stretch at a time: from the file where its header says where they are.
+
+        Raises:
+            CheckpointError: no file holds the name.
+        """
+        if name not in self.tensors:
+            raise CheckpointError(f"{self.folder}: no file holds {name!r}.")
+        return self.stored(self.tensors[name].file, self.tensors[name].name)
+
+    def parts(self, name: str) -> list[tuple[Path, str]]:
+        """What of the files a tensor is made of: the file and the name there of each."""
+        return [(self.tensors[name].file, self.tensors[name].name)]
+
+    def stored(self, path: Path, name: str) -> Stream:
+        """The bytes of what one file holds under a name."""
+        if path.suffix != ".safetensors":
+            if path not in self._handles:
+                self._handles[path] = _open(path)
+            found: Stream = self._handles[path].stream(name)
+            return found
+        info = self._stored_infos[path, name]
+        return Stored(self._bytes.setdefault(path, ByteFile(path)), info.start, info.dtype, info.shape)
+
+    @cached_property
+    def _stored_infos(self) -> dict[tuple[Path, str], TensorInfo]:
+        return {(info.file, info.name): info for info in self.tensors.values()}
+
     def under(self, prefix: str) -> Checkpoint:
         """The same tensors, each by its name with ``prefix`` before it."""
         tensors = {prefix + name: info for name, info in self.tensors.items()}
-        return Checkpoint(self.folder, self.files, tensors, self._handles)
+        return Checkpoint(self.folder, self.files, tensors, self._handles, self._bytes)
 
 
 def open_checkpoint(folder: Path) -> Checkpoint:

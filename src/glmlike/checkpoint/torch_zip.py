@@ -18,8 +18,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
+from glmlike.checkpoint.byte_files import ByteFile
+from glmlike.checkpoint.checksums import Checked, CheckedFirst, Checksum
 from glmlike.checkpoint.headers import DTYPE_SIZES, TORCH_NAMES, TensorInfo, is_shape, refuse_lfs_pointer
 from glmlike.checkpoint.pickles import MAX_SIZE, Known, PickleError, ordered, run
+from glmlike.checkpoint.streams import LastMade, Loaded, Stored, Stream
 from glmlike.errors import CheckpointError
 
 if TYPE_CHECKING:
@@ -98,7 +101,9 @@ class TorchZip:
     _views: Mapping[str, _View] = field(repr=False)
     _entries: Mapping[str, _Entry] = field(repr=False)
     _swapped: bool = field(repr=False)
+    _file: ByteFile = field(repr=False)
     _checked: set[str] = field(default_factory=set, repr=False)
+    _checksums: dict[int, Checksum] = field(default_factory=dict, repr=False)
 
     def get_tensor(self, name: str) -> Tensor:
         """One tensor in memory of its own; a strided one has the strides of the file.
@@ -126,6 +131,29 @@ class TorchZip:
             width = size // 2 if view.dtype == "C64" else size
             raw = raw.view(-1, width).flip(1).reshape(-1)
         return raw.view(dtype).as_strided(view.shape, view.strides)
+
+    def stream(self, name: str) -> Stream:
+        """The bytes of one tensor: a stretch of the file where they are one, without torch.
+
+        A tensor that is its whole storage is checked by the storage's CRC-32 as it is read; the storage of one that is
+        a part of it is checked whole, once it is first read.
+
+        Raises:
+            CheckpointError: as :meth:`get_tensor`.
+        """
+        info, view = self.infos[name], self._views[name]
+        if info.span is None:
+            made = LastMade(lambda: [self.get_tensor(name)])
+            return Loaded(made.get, info.dtype, info.shape)
+        checksum: Checked
+        if info.crc32 is None:
+            key = view.storage.key
+            checksum = CheckedFirst(lambda: self._check(key, self._entries[key], name))
+        else:
+            what = f"{self.path}: the bytes of {name!r}"
+            fresh = Checksum(info.end - info.start, info.crc32, what)
+            checksum = self._checksums.setdefault(info.start, fresh)
+        return Stored(self._file, info.start, info.dtype, info.shape, checksum)
 
     def _check(self, key: str, entry: _Entry, name: str) -> None:
         """Compare a storage that several tensors are parts of with its CRC-32, once."""
@@ -292,7 +320,7 @@ def _assemble(path: Path, root: str, entries: Mapping[str, _Entry], views: dict[
             crc = entry.crc32 if count * size == entry.size else None
         end = start + count * size if start else 0
         infos[name] = TensorInfo(name, view.dtype, view.shape, path, start, end, crc)
-    return TorchZip(path, infos, views, used, swapped)
+    return TorchZip(path, infos, views, used, swapped, ByteFile(path))
 
 
 def _storage(identity: Any) -> _Storage:

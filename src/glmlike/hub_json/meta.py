@@ -158,7 +158,8 @@ def _sizes_for(dim: int, inner: int) -> tuple[float | None, int]:
     """A multiplier and a multiple that give ``inner``: those of a published model where one does."""
     base = int(2 * (4 * dim) / 3)
     own = (None, inner) if inner >= base else (inner / base, inner)
-    return next((sizes for sizes in (*_FEED_FORWARDS, own) if _rounded(dim, *sizes) == inner), own)
+    safe = ((inner + 0.5) / base, inner)  # where inner / base * base is just below inner
+    return next((sizes for sizes in (*_FEED_FORWARDS, own, safe) if _rounded(dim, *sizes) == inner), own)
 
 
 def _positions(config: Config) -> int:
