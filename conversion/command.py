@@ -7,7 +7,6 @@ once (.safetensors where there are both kinds) and no code. The commit that was 
 from __future__ import annotations
 
 import argparse
-import re
 import shutil
 import sys
 from collections.abc import Callable
@@ -21,11 +20,8 @@ from recipes import LICENCE, RECIPES, Recipe, recipe_of_repo
 import glmlike
 from glmlike.checkpoint.inside import require_inside
 from glmlike.checkpoint.ranked import RANKED
+from glmlike.checkpoint.sources import HUB_ID, download
 from glmlike.hub_json import Format
-
-_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
-_SMALL = ["config.json", "*.index.json"]
-_NOT_NEEDED = ["*.py", "*.pyc", "*.gguf", "*.onnx*", "*.msgpack", "*.h5", "original/*", "consolidated*"]
 
 
 @dataclass(frozen=True)
@@ -106,7 +102,7 @@ def find_source(text: str, revision: str | None, name: str | None, reads: tuple[
         ConfigError: a revision of a folder, or a repository that cannot be read.
     """
     folder = Path(text)
-    if folder.exists() or not _HUB_ID.fullmatch(text):
+    if folder.exists() or not HUB_ID.fullmatch(text):
         if revision is not None:
             raise glmlike.ConfigError(f"{text}: --revision is of repositories on the Hub, and this is a folder.")
         return Source(folder, RECIPES[name] if name else None)
@@ -114,31 +110,6 @@ def find_source(text: str, revision: str | None, name: str | None, reads: tuple[
     recipe = RECIPES[name] if name else None
     snapshot = download(text, revision or (recipe and recipe.revision), recipe.folder if recipe else "")
     return Source(snapshot / recipe.folder if recipe else snapshot, recipe, snapshot.name)
-
-
-def download(repo: str, revision: str | None, folder: str = "") -> Path:
-    """The snapshot of a repository in the Hub's cache: weights of one kind, companions, no code; named by its commit.
-
-    The small files come first: they fix the commit that all others are taken from. With ``folder``, only it and the
-    licences come.
-
-    Raises:
-        ConfigError: the Hub cannot be reached and the cache has no copy, or it refuses.
-    """
-    from huggingface_hub import snapshot_download
-
-    try:
-        first = Path(snapshot_download(repo, revision=revision, allow_patterns=[*_SMALL, LICENCE]))
-        if folder:
-            return Path(snapshot_download(repo, revision=first.name, allow_patterns=[f"{folder}/*", LICENCE]))
-        twice = ["*.bin"] if (first / "model.safetensors.index.json").exists() else []
-        return Path(snapshot_download(repo, revision=first.name, ignore_patterns=[*_NOT_NEEDED, *twice]))
-    except (OSError, ValueError) as error:  # huggingface_hub's own are both
-        reason = str(error).strip().partition("\n")[0]
-        raise glmlike.ConfigError(
-            f"{repo}: no folder of this name is here, and the repository cannot be read ({type(error).__name__}: "
-            f"{reason}). Pass a folder, or go online; for a gated repository, log in with `hf auth login`."
-        ) from error
 
 
 def _require_recipe(source: Source) -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-import hub
+import hub_server
 from glmlike.checkpoint.sources import local_folder
 from glmlike.data import TINY
 from glmlike.errors import ConfigError
@@ -48,25 +48,25 @@ def test_a_folder_is_itself_and_has_no_revision(tmp_path: Path) -> None:
 
 
 def test_a_repository_is_read_at_a_commit_without_its_code(tmp_path: Path) -> None:
-    with hub.running() as (address, server):
-        repository = hub.Repository(private=False)
+    name = "someone/tiny"
+    with hub_server.running() as hub:
         content = {
             "config.json": (TINY / "config.json").read_bytes(),
             "model.safetensors": (TINY / "model.safetensors").read_bytes(),
             "modeling_glm.py": b"raise SystemExit('executed')",
             "LICENSE": b"words",
         }
-        repository.commits.append(("a" * 40, content))
-        repository.commits.append(("b" * 40, {**content, "README.md": b"later"}))
-        server.repositories[f"{hub.USER}/tiny"] = repository
-        newest = _read(address, tmp_path, f"{hub.USER}/tiny")
-        assert newest["origin"] == {"name": f"{hub.USER}/tiny", "revision": "b" * 40}
+        first = hub.put(name, content)
+        second = hub.put(name, {**content, "README.md": b"later"})
+        newest = _read(hub.address, tmp_path, name)
+        assert newest["origin"] == {"name": name, "revision": second}
         assert newest["names"] == ["LICENSE", "README.md", "config.json", "model.safetensors"]
-        pinned = _read(address, tmp_path / "second", f"{hub.USER}/tiny", "a" * 40)
-        assert pinned["origin"] == {"name": f"{hub.USER}/tiny", "revision": "a" * 40}
+        pinned = _read(hub.address, tmp_path / "second", name, first)
+        assert pinned["origin"] == {"name": name, "revision": first}
         assert "README.md" not in pinned["names"]  # type: ignore[operator]
-        absent = _read(address, tmp_path, f"{hub.USER}/absent")
+        absent = _read(hub.address, tmp_path, "someone/absent")
         assert "cannot be read" in str(absent["error"])
         assert "hf auth login" in str(absent["error"])
-    again = _read(address, tmp_path, f"{hub.USER}/tiny", HF_HUB_OFFLINE="1")
+        address = hub.address
+    again = _read(address, tmp_path, name, HF_HUB_OFFLINE="1")
     assert again["names"] == newest["names"]

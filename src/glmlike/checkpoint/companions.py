@@ -14,7 +14,7 @@ from glmlike.hub_json import INTEGER_METHOD, Format, carried_fields
 
 _COMPANIONS = (
     *("generation_config.json", "tokenizer*", "special_tokens_map.json", "added_tokens.json", "chat_template*"),
-    *("*.model", "vocab*", "merges.txt", "LICENSE*", "README*", "additional_chat_templates"),
+    *("*.model", "vocab*", "merges.txt", "*LICENSE*", "README*", "additional_chat_templates"),
 )
 
 

@@ -7,8 +7,8 @@ from pathlib import Path
 
 from glmlike.errors import ConfigError
 
-_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
-_SMALL = ("config.json", "*.index.json", "LICENSE*", "*LICENSE*")
+HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
+_SMALL = ("config.json", "*.index.json", "*LICENSE*")
 _NOT_NEEDED = ("*.py", "*.pyc", "*.gguf", "*.onnx*", "*.msgpack", "*.h5", "original/*", "consolidated*")
 
 
@@ -19,7 +19,7 @@ def local_folder(source: str | Path, revision: str | None = None) -> Path:
         ConfigError: a revision of a folder, or a repository that cannot be read.
     """
     folder = Path(source)
-    if folder.exists() or not _HUB_ID.fullmatch(str(source)):
+    if folder.exists() or not HUB_ID.fullmatch(str(source)):
         if revision is not None:
             raise ConfigError(f"{source}: a revision ({revision}) is of repositories on the Hub; this is no such id.")
         return folder
