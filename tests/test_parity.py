@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from pathlib import Path
 
@@ -10,6 +11,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import glmlike
+from glmlike.cli import main
 from glmlike.errors import CheckpointError, ConfigError
 from glmlike.parity import parity
 from specs import SPECS
@@ -88,3 +90,16 @@ def test_different_decoders_and_bad_arguments_are_errors(folder: Path, tmp_path:
         parity(folder, folder, layers=99)
     with pytest.raises(ConfigError, match=r"expected whole numbers \[B, T\]"):
         parity(folder, folder, input_ids=[1, 2])
+
+
+def test_the_command_names_the_layer(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    torch.manual_seed(0)
+    glmlike.GlmLikeForCausalLM(glmlike.GlmLikeConfig.from_spec(SPECS["chatglm2"])).save_pretrained(tmp_path / "model")
+    other = _changed(tmp_path / "model", "model.layers.1.mlp.down_proj.weight", 1.0)
+    for arguments, code in (([], 2), (["--layers", "1"], None), (["--tolerance", "1e6"], None)):
+        with pytest.raises(SystemExit) as ended:
+            main(["verify", str(tmp_path / "model"), str(other), "--logits", "--json", *arguments])
+        assert (ended.value.code or None) == code
+        printed = capsys.readouterr()
+        assert json.loads(printed.out)["equal"] is (code is None)
+        assert ("layer 1 of" in printed.err) is (code == 2)

@@ -115,12 +115,18 @@ def _facts(folder: Path, generation: Any, spec: str | None) -> dict[str, Any]:
 
 @app.command()
 def convert(
-    source: Annotated[Path, typer.Argument(metavar="SRC", help="the checkpoint's folder", show_default=False)],
+    source: Annotated[
+        str, typer.Argument(metavar="SRC", help="the checkpoint's folder, or its id on the Hub", show_default=False)
+    ],
     destination: Annotated[Path, typer.Argument(metavar="DST", help="a new folder", show_default=False)],
     to: Annotated[
         str,
         typer.Option("--to", help=f"{_FORMATS}; or gguf, a file for llama.cpp", show_default=False),
     ],
+    revision: Annotated[
+        Optional[str],  # noqa: UP045
+        typer.Option(help="of SRC on the Hub: a commit, a tag or a branch", show_default="its newest"),
+    ] = None,
     generation: GenerationOption = None,
     spec: SpecOption = None,
     max_shard_size: Annotated[str, typer.Option(help="the largest file to write")] = "5GB",
@@ -162,7 +168,9 @@ def convert(
     from dataclasses import asdict
 
     from glmlike.checkpoint.progress import on_terminal
+    from glmlike.checkpoint.sources import local_folder
 
+    folder = local_folder(source, revision)
     options: dict[str, Any] = {
         "to": to,
         "generation": generation,
@@ -175,10 +183,10 @@ def convert(
         "verify": verify,
     }
     if dry_run:
-        plan = glmlike.convert(source, destination, dry_run=True, **options)
+        plan = glmlike.convert(folder, destination, dry_run=True, **options)
         _print_plan(plan.to_dict(), as_json)
         return
-    report = asdict(glmlike.convert(source, destination, resume=resume, watch=on_terminal(quiet), **options))
+    report = asdict(glmlike.convert(folder, destination, resume=resume, watch=on_terminal(quiet), **options))
     if as_json or not quiet:
         _print_report("converted", report, as_json)
 
@@ -196,10 +204,41 @@ def _print_plan(plan: dict[str, Any], as_json: bool) -> None:
 
 
 @app.command()
-def verify(left: Folder, right: Folder, generation: GenerationOption = None, spec: SpecOption = None) -> None:
-    """Check that two folders, of the same or of different formats, hold the same decoder and the same numbers."""
-    count = glmlike.verify(left, right, generation=generation, spec=spec)  # type: ignore[arg-type]
-    print(f"equal: {count} tensors of {left} and {right} have the same dtype, shape and bytes")
+def verify(
+    left: Folder,
+    right: Folder,
+    logits: Annotated[
+        bool, typer.Option("--logits", help="run both decoders, a layer at a time, and compare what they compute")
+    ] = False,
+    layers: Annotated[
+        Optional[int],  # noqa: UP045
+        typer.Option(help="with --logits: the first so many layers only", show_default="all, and the head"),
+    ] = None,
+    tolerance: Annotated[float, typer.Option(help="with --logits: the difference allowed to a layer")] = 1e-4,
+    generation: GenerationOption = None,
+    spec: SpecOption = None,
+    as_json: AsJson = False,
+) -> None:
+    """Check that two folders, of the same or of different formats, hold the same decoder and the same numbers.
+
+    With --logits, that they compute the same: for folders whose numbers were rounded, quantized or trained on.
+    """
+    if not logits:
+        count = glmlike.verify(left, right, generation=generation, spec=spec)  # type: ignore[arg-type]
+        said = f"equal: {count} tensors of {left} and {right} have the same dtype, shape and bytes"
+        print(json.dumps({"equal": True, "tensors": count}) if as_json else said)
+        return
+    from dataclasses import asdict
+
+    from glmlike.parity import parity
+
+    report = parity(left, right, layers=layers, tolerance=tolerance, generation=generation, spec=spec)  # type: ignore[arg-type]
+    _print_report("computed", {"equal": report.equal, **asdict(report)}, as_json)
+    if not report.equal:
+        raise GlmLikeError(
+            f"layer {report.first_divergent_layer} of {right} is the first that differs from {left} by more than "
+            f"{tolerance:g}: convert again, or pass the --tolerance that the rounding explains."
+        )
 
 
 @app.command()
