@@ -90,6 +90,10 @@ class UnigramExact:
             ids = self._rounded(words, paths)
         return ids if self._bytes else self._fused(ids)
 
+    def word(self, word: str) -> Path:
+        """The best path of a word, given without the blank in front of it; rounding set aside."""
+        return self._words[word]
+
     def runs(self, word: str) -> list[str]:
         """``word`` cut between any two characters that no piece has side by side."""
         pairs, out, start = self._pairs, [], 0
@@ -142,17 +146,16 @@ class UnigramExact:
         return self._path(run, came, best[size], gap / size)
 
     def _best_from(self, run: str, reached: float) -> Path:
-        """The path sentencepiece takes when ``reached`` is what it has added up: sums are stored in float32."""
+        """The path sentencepiece takes when ``reached`` is what it has added up: every sum is a float32."""
         size = len(run)
-        best: list[float | None] = [reached] + [None] * size
+        best = [-math.inf] * (size + 1)
+        best[0] = reached
         came = [(0, 0)] * (size + 1)
         for start in range(size):
-            if (here := best[start]) is None:
-                continue
             for end, score, piece in self._edges(run, start):
-                stored = best[end]
-                if stored is None or here + score > stored:
-                    best[end], came[end] = float(np.float32(here + score)), (start, piece)
+                candidate = float(np.float32(best[start] + score))
+                if candidate > best[end]:
+                    best[end], came[end] = candidate, (start, piece)
         return self._path(run, came, 0.0, 0.0)
 
     def _path(self, run: str, came: list[tuple[int, int]], score: float, gap: float) -> Path:
