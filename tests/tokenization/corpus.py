@@ -11,11 +11,65 @@ from pathlib import Path
 
 EMOJI = "🙂🚀👩‍💻🏳️‍🌈🇨🇳1️⃣👍🏽❤️𠮷🀄🄰"
 HARD = (
-    *("", " ", "  ", "   a", "a   ", "\n", "\n\n\t", "\r\n", "\t a", "\x00", "a\x00b", "\x01a\x02", "\x7f\x85\x9f", "\u2581", "\u2581\u2581a \u2581b"),
-    *("▁", "a▁b ▁", "\ufeffa", "\ufffd", "\u200b a\u200d", "\u3000全角 空\u3000", "ＡＢＣ：１２３，", "ｶﾞｷﾞ ﾊﾟ", "e\u0301 a\u0323\u0302 a\u0302\u0323"),
-    *("u\u0308\u0304", "Ａ\u0301", "\n\u0338", "<n>\u0338x", "\u1100\u1161\u11a8 가\u11a8", "ㄱㅏ", "①ⅷ㎏㍻㋿", "ﷺ ﬁ", "ǆ", "\u0344", "q\u0307\u0323"),
-    *("[gMASK] <sop> <eop> [MASK]", "<n><|tab|><|blank_5|>", "<|blank_81|><|blank_1|>", "<0x0A><0xFF>", "<s></s><unk><pad>"),
-    *("<image 5>", "x" * 61, "=" * 200, "哈" * 77, "ab" * 50, " " * 300 + "a", "0" * 100, "▁" * 33, "-----\n=====\n" * 5),
+    *(
+        "",
+        " ",
+        "  ",
+        "   a",
+        "a   ",
+        "\n",
+        "\n\n\t",
+        "\r\n",
+        "\t a",
+        "\x00",
+        "a\x00b",
+        "\x01a\x02",
+        "\x7f\x85\x9f",
+        "\u2581",
+        "\u2581\u2581a \u2581b",
+    ),
+    *(
+        "▁",
+        "a▁b ▁",
+        "\ufeffa",
+        "\ufffd",
+        "\u200b a\u200d",
+        "\u3000全角 空\u3000",
+        "ＡＢＣ：１２３，",
+        "ｶﾞｷﾞ ﾊﾟ",
+        "e\u0301 a\u0323\u0302 a\u0302\u0323",
+    ),
+    *(
+        "u\u0308\u0304",
+        "Ａ\u0301",
+        "\n\u0338",
+        "<n>\u0338x",
+        "\u1100\u1161\u11a8 가\u11a8",
+        "ㄱㅏ",
+        "①ⅷ㎏㍻㋿",
+        "ﷺ ﬁ",
+        "ǆ",
+        "\u0344",
+        "q\u0307\u0323",
+    ),
+    *(
+        "[gMASK] <sop> <eop> [MASK]",
+        "<n><|tab|><|blank_5|>",
+        "<|blank_81|><|blank_1|>",
+        "<0x0A><0xFF>",
+        "<s></s><unk><pad>",
+    ),
+    *(
+        "<image 5>",
+        "x" * 61,
+        "=" * 200,
+        "哈" * 77,
+        "ab" * 50,
+        " " * 300 + "a",
+        "0" * 100,
+        "▁" * 33,
+        "-----\n=====\n" * 5,
+    ),
     *(EMOJI, "👩‍💻" * 7, "\U0010ffff\ue000", "\ud7ff", "मनीष มากกว่า עברית العربية"),
 )
 
@@ -39,7 +93,15 @@ def mixed_corpus(size: int, seed: int, pieces: Sequence[str] = ()) -> list[str]:
 
 def random_text(rng: random.Random, length: int) -> str:
     """``length`` code points from all of Unicode but surrogates, most from the blocks that normalisers act on."""
-    blocks = ((0, 0x80), (0, 0x300), (0x300, 0x370), (0x1100, 0x1200), (0x2000, 0x2100), (0x3000, 0x3400), (0xFF00, 0x10000))
+    blocks = (
+        (0, 0x80),
+        (0, 0x300),
+        (0x300, 0x370),
+        (0x1100, 0x1200),
+        (0x2000, 0x2100),
+        (0x3000, 0x3400),
+        (0xFF00, 0x10000),
+    )
     wide = (*blocks, (0x4E00, 0x9FFF), (0xAC00, 0xD7A4), (0, 0xD800), (0xE000, 0x110000))
     return "".join(chr(rng.randrange(*rng.choice(wide))) for _ in range(length))
 
@@ -50,7 +112,9 @@ def _sources() -> list[Path]:
     if package and package.origin:
         folders.append(Path(package.origin).parent / "models")
     found = [path for folder in folders for path in folder.rglob("*.py") if "site-packages" not in path.parts]
-    return sorted(path for path in found if 200 < path.stat().st_size < 400_000) or [Path(sys.modules[__name__].__file__ or "")]
+    return sorted(path for path in found if 200 < path.stat().st_size < 400_000) or [
+        Path(sys.modules[__name__].__file__ or "")
+    ]
 
 
 def _length(rng: random.Random) -> int:
@@ -65,7 +129,9 @@ def _code(rng: random.Random, sources: list[Path], _: Sequence[str]) -> str:
 
 def _chinese(rng: random.Random, _: list[Path], pieces: Sequence[str]) -> str:
     words = rng.choices(pieces, k=_length(rng) // 3 + 1)
-    return "".join(word.replace("▁", " ") + rng.choice(("", "", "", "", "，", "。", "、", "！\n", "：“")) for word in words)
+    return "".join(
+        word.replace("▁", " ") + rng.choice(("", "", "", "", "，", "。", "、", "！\n", "：“")) for word in words
+    )
 
 
 def _noise(rng: random.Random, *_: object) -> str:
@@ -81,4 +147,6 @@ def _noise(rng: random.Random, *_: object) -> str:
 
 
 def _mixture(rng: random.Random, sources: list[Path], pieces: Sequence[str]) -> str:
-    return "".join(rng.choice((_code, _chinese, _noise))(rng, sources, pieces)[:200] for _ in range(rng.randrange(2, 9)))
+    return "".join(
+        rng.choice((_code, _chinese, _noise))(rng, sources, pieces)[:200] for _ in range(rng.randrange(2, 9))
+    )

@@ -15,7 +15,6 @@ from typing import TypeAlias
 
 import numpy as np
 import numpy.typing as npt
-
 from tokenizers import Regex, normalizers
 from tokenizers.normalizers import Normalizer
 
@@ -139,9 +138,9 @@ def nmt_nfkc() -> list[Normalizer]:
     see ``unigram`` for where the two part. The classes are those of builder.cc (BuildNmtNFKCMap) as the table has them.
     """
     return [
+        normalizers.Replace("\uff5e", "\ufdd0"),  # the table keeps the fullwidth tilde; a noncharacter passes NFKC
         normalizers.NFKC(),
+        normalizers.Replace("\ufdd0", "\uff5e"),
         normalizers.Replace(Regex(r"[\x{1}-\x{8}\x{b}\x{e}-\x{1f}\x{7f}\x{8f}\x{9f}]"), ""),
-        normalizers.Replace(
-            Regex(r"[\t\n\f\r\x{1680}\x{200b}-\x{200f}\x{2028}\x{2029}\x{2581}\x{feff}\x{fffd}]"), " "
-        ),
+        normalizers.Replace(Regex(r"[\t\n\f\r\x{1680}\x{200b}-\x{200f}\x{2028}\x{2029}\x{2581}\x{feff}\x{fffd}]"), " "),
     ]

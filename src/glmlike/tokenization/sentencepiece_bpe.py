@@ -3,6 +3,10 @@
 SentencePiece joins, at each step, the adjacent pair whose union is the piece of the highest score, the leftmost of equal
 ones (bpe_model.cc). As ranked merges: every split of every piece into two pieces, ordered by the piece's score. Texts are
 cut in front of blanks and around characters that are in no longer piece, where no piece can lie across.
+
+ChatGLM2's and 3's ids are sentencepiece's. GLM-10B-Chinese's are, but where combining marks meet: NFKC reorders marks
+and composes some that the model's older table leaves as they are (also ``<n>`` before U+0338).
+Decoding bytes that end no character gives a U+FFFD for each byte of their run.
 """
 
 from __future__ import annotations
