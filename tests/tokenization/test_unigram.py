@@ -171,9 +171,13 @@ def test_offsets_are_of_the_text_as_given(v11: Pair) -> None:
     encoding = v11.tokenizer.encode(text)
     assert encoding.ids == v11.original.encode(text)
     parts = [text[start:end] for start, end in encoding.offsets]
-    assert "\n" in parts and " " * 8 in parts and "\t" in parts and "🙂" in parts
+    assert "\n" in parts
+    assert " " * 8 in parts
+    assert "\t" in parts
+    assert "🙂" in parts
     starts = [start for start, _ in encoding.offsets]
-    assert starts == sorted(starts) and encoding.offsets[-1][1] == len(text)
+    assert starts == sorted(starts)
+    assert encoding.offsets[-1][1] == len(text)
 
 
 def test_text_after_a_special_token_gets_its_own_dummy_prefix(shared: Path) -> None:

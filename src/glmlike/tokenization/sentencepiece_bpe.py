@@ -1,8 +1,8 @@
 """SentencePiece BPE vocabularies (ChatGLM2, ChatGLM3, GLM-10B-Chinese) as a `tokenizers` pipeline.
 
-SentencePiece joins, at each step, the adjacent pair whose union is the piece of the highest score, the leftmost of equal
-ones (bpe_model.cc). As ranked merges: every split of every piece into two pieces, ordered by the piece's score. Texts are
-cut in front of blanks and around characters that are in no longer piece, where no piece can lie across.
+SentencePiece joins, at each step, the adjacent pair whose union is the piece of the highest score, the leftmost of
+equal ones (bpe_model.cc). As ranked merges: every split of every piece into two pieces, by the piece's score.
+Texts are cut in front of blanks and around characters that are in no longer piece: no piece lies across.
 
 ChatGLM2's and 3's ids are sentencepiece's. GLM-10B-Chinese's are, but where combining marks meet: NFKC reorders marks
 and composes some that the model's older table leaves as they are (also ``<n>`` before U+0338).
@@ -73,9 +73,8 @@ def merges(model: SentencePieceModel) -> list[tuple[str, str]]:
     known = {model.pieces[index]: model.scores[index] for index in model.of_type("normal")}
     out = []
     for piece in sorted(known, key=known.__getitem__, reverse=True):
-        for at in range(1, len(piece)):
-            if piece[:at] in known and piece[at:] in known:
-                out.append((piece[:at], piece[at:]))
+        splits = ((piece[:at], piece[at:]) for at in range(1, len(piece)))
+        out.extend(split for split in splits if split[0] in known and split[1] in known)
     return out
 
 

@@ -5,11 +5,11 @@ Their code spells "\n" ``<n>``, "\t" ``<|tab|>`` and runs of 80 to 2 blanks ``<|
 
 ``build`` gives the same ids as sentencepiece but for three corners, where ``exact`` gives sentencepiece's:
 
-* two cuts of one run of text whose scores differ by less than float32 rounding (``unigram_exact`` says more);
+* two cuts of a run of text whose scores differ by less than float32 rounding (``unigram_exact`` says more);
 * marks that Unicode's NFKC composes or reorders and the model's older table does not, and characters newer than it;
 * one after ``<n>`` that composes with ">" (U+0338).
 
-``build``'s decoder differs where bytes do not end a character: one U+FFFD for every byte of the run of bytes, also those
+``build``'s decoder differs where bytes do not end a character: one U+FFFD for every byte of the run, also for those
 that make whole characters. ``UnigramCode.decode`` replaces only the bytes that belong to none.
 """
 
@@ -54,8 +54,8 @@ def complete(model: SentencePieceModel) -> SentencePieceModel:
     """
     if model.algorithm != "unigram" or model.pieces[4:5] != ("<n>",):
         raise TokenizerError(
-            f"a {model.algorithm} vocabulary of {len(model.pieces)} pieces without `<n>` as piece 4 where ChatGLM-6B's or"
-            " GLM-130B's ice_text.model was expected. Look for another tokenizer's module."
+            f"a {model.algorithm} vocabulary of {len(model.pieces)} pieces without `<n>` as piece 4 where ChatGLM-6B's"
+            " or GLM-130B's ice_text.model was expected. Look for another tokenizer's module."
         )
     appended: list[tuple[str, PieceType]] = [(piece, "control") for piece in _CONTROL]
     appended += [(TAB, "user"), *((blank(length), "user") for length in reversed(BLANKS))]
@@ -80,8 +80,8 @@ def complete(model: SentencePieceModel) -> SentencePieceModel:
 def build(model: SentencePieceModel, *, image_tokens: int = 0) -> Tokenizer:
     """A tokenizer whose id of piece i is ``image_tokens`` + i; it has no special tokens yet.
 
-    ``image_tokens`` is 20000 for GLM-130B and the first ChatGLM-6B, 0 for those without image rows. Each stretch of text
-    between added tokens gets its own dummy prefix.
+    ``image_tokens`` is 20000 for GLM-130B and the first ChatGLM-6B, 0 for those without image rows. Each stretch of
+    text between added tokens gets its own dummy prefix.
     """
     model = complete(model)
     least = min(model.scores[index] for index in model.of_type("normal"))
@@ -171,7 +171,7 @@ def _controls(model: SentencePieceModel) -> list[str]:
 
 
 def _unspellable(model: SentencePieceModel) -> str:
-    """A pattern that cuts, before its match, every text spelling a control, byte or unknown piece; no real piece is cut.
+    """A pattern that cuts, before its match, all text spelling a control, byte or unknown piece; no real piece is cut.
 
     The cut is in front of the last character, and lies between two characters that no piece has side by side.
     """

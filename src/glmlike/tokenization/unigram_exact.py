@@ -1,17 +1,18 @@
 """Unigram ids as the sentencepiece library computes them, rounding included; remembers what it has cut before.
 
-sentencepiece finds the best path through a whole text and adds scores up in float32 (unigram_model.cc, EncodeOptimized).
+sentencepiece finds the best path through a whole text and adds scores up in float32 (EncodeOptimized of
+unigram_model.cc).
 Where two paths differ by less than the rounding ("xxxx", or two near-equal readings late in a long text) its choice
 depends on everything in front, and no tokenizer that works word by word in float64 can know it. Here:
 
-* a text is cut where no piece can lie across: at blanks, and inside a word between two characters that are neighbours in
-  no piece. The best path of a whole is the best paths of its runs, up to rounding, so runs are cut once and remembered.
+* a text is cut where no piece can lie across: at blanks, and between two characters that are neighbours in no
+  piece. The best path of a whole is the best paths of its runs, up to rounding, so runs are cut once and remembered.
 * with the path of a run goes its ``gap``: the least lead with which it won at any of its places. While the gap exceeds
   what rounding can do at the score reached, the remembered path is sentencepiece's.
 * a run whose gap is smaller is cut again, in float32, from the score reached.
 
-Equal to sentencepiece 0.2.3 for texts that reach a score of -2**18, some 20000 tokens. Beyond, sentencepiece was seen to
-choose as if its sums were finer than float32; there runs are cut as at a text's beginning. One of 10000 tokens or fewer
+Equal to sentencepiece 0.2.3 for texts that reach a score of -2**18, some 20000 tokens. Beyond, sentencepiece was seen
+to choose as if its sums were finer than float32; there runs are cut as at a text's beginning. One of 10000 tokens or fewer
 differed in texts of 36000 to 80000 tokens.
 """
 
@@ -118,7 +119,7 @@ class UnigramExact:
         return found
 
     def _edges(self, run: str, start: int) -> list[tuple[int, float, int]]:
-        """(end, score, piece) of every piece that begins at ``start``, shortest first; a lone unknown if none is one long."""
+        """(end, score, piece) of every piece that begins at ``start``, shortest first; an unknown if none is one long."""
         scores, prefixes, single = self._scores, self._prefixes, False
         edges = []
         for end in range(start + 1, len(run) + 1):
