@@ -8,6 +8,7 @@ import sysconfig
 from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Literal
 
 EMOJI = "🙂🚀👩‍💻🏳️‍🌈🇨🇳1️⃣👍🏽❤️𠮷🀄🄰"
 HARD = (
@@ -150,3 +151,14 @@ def _mixture(rng: random.Random, sources: list[Path], pieces: Sequence[str]) -> 
     return "".join(
         rng.choice((_code, _chinese, _noise))(rng, sources, pieces)[:200] for _ in range(rng.randrange(2, 9))
     )
+
+
+def sample(size: int, language: Literal["code", "chinese"], pieces: Sequence[str]) -> list[str]:
+    """About ``size`` UTF-8 bytes of one kind in texts of some 3000 characters, for measuring; always the same."""
+    rng, out, total, sources = random.Random(0), [], 0, _sources()
+    words = [piece for piece in pieces if any("\u4e00" <= each <= "\u9fff" for each in piece)]
+    while total < size:
+        text = "".join((_code if language == "code" else _chinese)(rng, sources, words) for _ in range(3))[:3000]
+        out.append(text)
+        total += len(text.encode())
+    return out

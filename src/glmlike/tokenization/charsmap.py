@@ -1,8 +1,8 @@
 """SentencePiece's normalisation table: the longest source at each place is replaced, everything else stays.
 
 The table (``precompiled_charsmap``) is a double-array trie of UTF-8 sources as darts-clone stores it, a length in
-front, then the replacements, each ended by a NUL (normalizer.cc and darts.h of google/sentencepiece). Sources of one character
-work on each character alone; longer ones compose (a letter and its accents, Hangul jamo, halfwidth kana and marks).
+front, then the replacements, each ended by a NUL (normalizer.cc and darts.h of google/sentencepiece). Sources of one
+character work on each character alone; longer ones compose (a letter and its accents, Hangul jamo, halfwidth kana).
 """
 
 from __future__ import annotations
@@ -15,10 +15,10 @@ from typing import TypeAlias
 
 import numpy as np
 import numpy.typing as npt
-from tokenizers import Regex, normalizers
 from tokenizers.normalizers import Normalizer
 
 from glmlike.errors import TokenizerError
+from tokenizers import Regex, normalizers
 
 Integers: TypeAlias = npt.NDArray[np.int64]
 _HAS_LEAF = 1 << 8

@@ -11,9 +11,9 @@ depends on everything in front, and no tokenizer that works word by word in floa
   what rounding can do at the score reached, the remembered path is sentencepiece's.
 * a run whose gap is smaller is cut again, in float32, from the score reached.
 
-Equal to sentencepiece 0.2.3 for texts that reach a score of -2**18, some 20000 tokens. Beyond, sentencepiece was seen
-to choose as if its sums were finer than float32; there runs are cut as at a text's beginning. One of 10000 tokens or fewer
-differed in texts of 36000 to 80000 tokens.
+Equal to sentencepiece 0.2.3 for texts that reach a score of -2**18, some 20000 tokens. Beyond, sentencepiece was
+seen to choose as if its sums were finer than float32, for a reason not found; there, runs are cut as at a text's
+beginning.
 """
 
 from __future__ import annotations
@@ -119,7 +119,7 @@ class UnigramExact:
         return found
 
     def _edges(self, run: str, start: int) -> list[tuple[int, float, int]]:
-        """(end, score, piece) of every piece that begins at ``start``, shortest first; an unknown if none is one long."""
+        """(end, score, piece) of the pieces that begin at ``start``, shortest first; an unknown if none is one long."""
         scores, prefixes, single = self._scores, self._prefixes, False
         edges = []
         for end in range(start + 1, len(run) + 1):
