@@ -78,7 +78,7 @@ def main(repeats: int = 5) -> None:
             ]
     note = (
         "1 MB of texts of some 3000 characters, every word met for the first time. original: sentencepiece inside the"
-        " steps of transformers 4.30's slow tokenizers, without their search for added tokens and without padding, which"
+        " steps of transformers 4.30's slow tokenizers, without their search for added tokens and padding, which"
         " would only slow it. rust: encode_batch_fast on all cores. exact: one core."
         f" Median of {repeats} new processes, interleaved."
     )
