@@ -159,11 +159,24 @@ class UnigramCode:
                 piece = piece.removeprefix("▁") if first else piece
                 out.append(piece.replace("▁", " ").encode())
             first = False
-        text = b"".join(out).decode("utf8", "replace")
+        text = _utf8(b"".join(out))
         text = text.replace("<n>", "\n").replace(TAB, "\t")
         for length in reversed(BLANKS):
             text = text.replace(blank(length), " " * length)
         return text
+
+
+def _utf8(data: bytes) -> str:
+    """``data`` as text, U+FFFD for each byte that belongs to no whole character."""
+    out = []
+    while data:
+        try:
+            out.append(data.decode("utf8"))
+            break
+        except UnicodeDecodeError as error:
+            out.append(data[: error.start].decode("utf8") + "\ufffd")
+            data = data[error.start + 1 :]
+    return "".join(out)
 
 
 def _controls(model: SentencePieceModel) -> list[str]:
