@@ -19,12 +19,11 @@ import re
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
-from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers
-
 from glmlike.errors import TokenizerError
 from glmlike.tokenization.charsmap import nmt_nfkc
 from glmlike.tokenization.sentencepiece_model import PieceType, SentencePieceModel
 from glmlike.tokenization.unigram_exact import USER_SCORE, UnigramExact
+from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers
 
 BLANKS = range(80, 1, -1)
 TAB = "<|tab|>"
