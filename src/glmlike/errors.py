@@ -28,6 +28,10 @@ class CheckpointError(GlmLikeError, RuntimeError):
     """
 
 
+class TokenizerError(GlmLikeError):
+    """A vocabulary file that is damaged, incomplete, or of a kind no tokenizer here reads."""
+
+
 class VocabularyError(GlmLikeError, IndexError):
     """Token ids, or learned positions, that have no row in the tables; an IndexError as torch's own is."""
 
