@@ -12,7 +12,6 @@ from common import child, interleaved, median, report
 SHARED = Path(os.environ.get("GLMLIKE_SHARED", Path(__file__).parents[2] / "shared")) / "originals"
 _SETUP = """
 import sys
-sys.path = [each for each in sys.path if not each.rstrip("/").endswith("benchmarks")]  # a file here is named tokenizers
 from pathlib import Path
 tests, path, kind, language = argument
 sys.path.append(tests)
@@ -55,7 +54,7 @@ VOCABULARIES = {
 
 
 def main(repeats: int = 5) -> None:
-    """Measure and write results/tokenizers.json."""
+    """Measure and write results/tokenization.json."""
     tests = str(Path(__file__).parents[1] / "tests" / "tokenization")
     rows: list[dict[str, Any]] = []
     for name, (file, kinds) in VOCABULARIES.items():
@@ -82,7 +81,7 @@ def main(repeats: int = 5) -> None:
         " would only slow it. rust: encode_batch_fast on all cores. exact: one core."
         f" Median of {repeats} new processes, interleaved."
     )
-    report("tokenizers", rows, note)
+    report("tokenization", rows, note)
 
 
 if __name__ == "__main__":
