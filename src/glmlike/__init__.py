@@ -16,7 +16,7 @@ __version__ = "0.1.0"
 if TYPE_CHECKING:
     from glmlike.checkpoint import ConversionReport, convert, detect, verify
     from glmlike.configuration import ChatGLMConfig, GlmLikeConfig
-    from glmlike.errors import CannotExpressError, CheckpointError, ConfigError, GlmLikeError, SpecError
+    from glmlike.errors import CannotExpressError, CheckpointError, ConfigError, GlmLikeError, SpecError, TokenizerError
     from glmlike.modeling import (
         GlmLikeForCausalLM,
         GlmLikeForQuestionAnswering,
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     )
     from glmlike.quantization import GlmIntConfig
     from glmlike.spec import DecoderSpec
+    from glmlike.tokenization.tokenizer import GlmLikeTokenizer
 
 _HOME = {
     "DecoderSpec": "spec",
@@ -43,8 +44,10 @@ _HOME = {
     "detect": "checkpoint",
     "verify": "checkpoint",
     "GlmIntConfig": "quantization",
+    "GlmLikeTokenizer": "tokenization.tokenizer",
     "GlmLikeError": "errors",
     "SpecError": "errors",
+    "TokenizerError": "errors",
     "ConfigError": "errors",
     "CannotExpressError": "errors",
     "CheckpointError": "errors",
@@ -66,7 +69,9 @@ __all__ = [
     "GlmLikeForTokenClassification",
     "GlmLikeModel",
     "GlmLikePreTrainedModel",
+    "GlmLikeTokenizer",
     "SpecError",
+    "TokenizerError",
     "convert",
     "detect",
     "register",

@@ -28,6 +28,10 @@ class CheckpointError(GlmLikeError, RuntimeError):
     """
 
 
+class TokenizerError(GlmLikeError):
+    """Vocabulary files that are none, are damaged, or do not fit together or their checkpoint."""
+
+
 class VocabularyError(GlmLikeError, IndexError):
     """Token ids, or learned positions, that have no row in the tables; an IndexError as torch's own is."""
 

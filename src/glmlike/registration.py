@@ -17,6 +17,7 @@ from typing import Any
 
 _AUTO_CONFIG = "transformers.models.auto.configuration_auto"
 _AUTO_MODEL = "transformers.models.auto.modeling_auto"
+_AUTO_TOKENIZER = "transformers.models.auto.tokenization_auto"
 _PIPELINES = "transformers.pipelines"
 _done: set[str] = set()
 _lock = threading.RLock()
@@ -90,6 +91,23 @@ def _register_models() -> None:
     quantizer.register()
 
 
+def _register_tokenizers() -> None:
+    """By name alone, under a config that no checkpoint has.
+
+    Under the config of a checkpoint, ``trust_remote_code=True`` would run the folder's own tokenizer; a name that is
+    known, of a class outside transformers, wins over it (``explicit_local_code`` in tokenization_auto.py).
+    """
+    from transformers import AutoTokenizer, PreTrainedConfig
+
+    from glmlike.tokenization.tokenizer import HUB_CLASSES
+
+    class TokenizerNames(PreTrainedConfig):  # type: ignore[misc]
+        model_type = "glmlike-tokenizer-names"
+
+    for tokenizer in HUB_CLASSES:
+        AutoTokenizer.register(TokenizerNames, tokenizer, exist_ok=True)
+
+
 def _register_pipeline() -> None:
     from glmlike.infilling.pipeline import register
 
@@ -99,6 +117,7 @@ def _register_pipeline() -> None:
 _ACTIONS: dict[str, Callable[[], None]] = {
     _AUTO_CONFIG: _register_configs,
     _AUTO_MODEL: _register_models,
+    _AUTO_TOKENIZER: _register_tokenizers,
     _PIPELINES: _register_pipeline,
 }
 """What is done once a module of transformers is there; each costs seconds to load, so none is loaded for it."""
