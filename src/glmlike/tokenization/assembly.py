@@ -41,6 +41,7 @@ def assemble(files: Mapping[str, str | None], arguments: dict[str, Any]) -> dict
     where = str(arguments.get("name_or_path") or "the tokenizer")
     config = _read_json(files.get("config_file")) or _read_json(files.get("sat_config_file"))
     own = _read_json(files.get("own_config_file"))
+    own = {**own, "chat_template": arguments.get("chat_template")}  # it may stand in a file of its own
     said, images = arguments.get("generation"), arguments.get("num_image_tokens")
     declared: dict[int, AddedToken] = dict(arguments.pop("added_tokens_decoder", None) or {})
     kind: Kind | None = None
@@ -60,7 +61,7 @@ def assemble(files: Mapping[str, str | None], arguments: dict[str, Any]) -> dict
         add_special_tokens(backend, {**_special_tokens(generation), **declared}, where)
         add_template(backend, generation)
     detection.require_same_version(kind, backend.get_vocab_size(), config, where)
-    return {**_settings(generation, arguments, own), "tokenizer_object": backend, "generation": generation.name}
+    return {**_settings(generation, arguments), "tokenizer_object": backend, "generation": generation.name}
 
 
 def _read_json(path: str | None) -> dict[str, Any]:
@@ -152,7 +153,7 @@ def add_template(backend: Tokenizer, generation: Generation) -> None:
     )
 
 
-def _settings(generation: Generation, arguments: Mapping[str, Any], own: Mapping[str, Any]) -> dict[str, Any]:
+def _settings(generation: Generation, arguments: Mapping[str, Any]) -> dict[str, Any]:
     """The arguments, completed from the generation; nothing that was said is changed, but for ChatGLM-6B v1.0's eos.
 
     Its files call ``</s>`` the eos_token and ``<eop>`` the eop_token, of which only the latter ends a reply; v1.1, whose

@@ -22,7 +22,7 @@ from glmlike.tokenization.kinds import FILES
 from glmlike.tokenization.prompts import PromptHelpersMixin
 
 PLAIN = "PreTrainedTokenizerFast"
-_MACHINE = ("is_local", "local_files_only", "auto_map", "added_tokens_decoder")
+_MACHINE = ("is_local", "local_files_only", "auto_map")
 
 
 class GlmLikeTokenizer(SafeChatMixin, PromptHelpersMixin, PreTrainedTokenizerFast):  # type: ignore[misc]
@@ -130,9 +130,11 @@ class GlmLikeTokenizer(SafeChatMixin, PromptHelpersMixin, PreTrainedTokenizerFas
         path = Path(next(name for name in file_names if Path(name).name.endswith(CONFIGS["own_config_file"])))
         config = {k: v for k, v in json.loads(path.read_text(encoding="utf8")).items() if k not in _MACHINE}
         config["tokenizer_class"] = self._saved_as
+        # Without these, reading the folder again parses tokenizer.json twice.
+        config["added_tokens_decoder"] = {i: token.__getstate__() for i, token in self.added_tokens_decoder.items()}
         if config.get("split_special_tokens") == (not GENERATIONS[self.generation].parsed):
             del config["split_special_tokens"]  # the generation says it; said here, transformers' templates would break
-        path.write_text(json.dumps(config, indent=2, sort_keys=True, ensure_ascii=False) + "\n", encoding="utf8")
+        path.write_text(json.dumps(config, indent=2, ensure_ascii=False) + "\n", encoding="utf8")
         return super()._save_pretrained(save_directory, file_names, *args, **kwargs)
 
 
