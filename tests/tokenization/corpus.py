@@ -19,7 +19,10 @@ def mixed_corpus(size: int, seed: int) -> list[str]:
             start = rng.randrange(max(len(whole) - 400, 1))
             text = whole[start : start + rng.randint(1, 800)]
         elif kind < 0.8:
-            text = "".join(rng.choice("的一是在不了有和人这中大为上个国我以要他，。！？ \nabc１２") for _ in range(rng.randint(1, 200)))
+            text = "".join(
+                rng.choice("的一是在不了有和人这中大为上个国我以要他，。！？ \nabc１２")
+                for _ in range(rng.randint(1, 200))
+            )
         else:
             ranges = ((0, 0x2FFF), (0x4E00, 0x9FFF), (0x1F300, 0x1FAFF), (0, 32))
             text = "".join(chr(rng.randint(*rng.choice(ranges))) for _ in range(rng.randint(1, 80)))

@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import json
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import pytest
+from corpus import mixed_corpus
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from glmlike.errors import TokenizerError
 from glmlike.tokenization import byte_bpe
-
-from corpus import mixed_corpus
 
 Ranks = dict[bytes, int]
 NAMES = {"glm-4": "glm-4-9b-chat", "llama-3": "llama-3"}
@@ -30,7 +30,7 @@ def slow(piece: bytes, ranks: Ranks) -> list[int]:
         return [ranks[piece]]
     parts = [piece[i : i + 1] for i in range(len(piece))]
     while True:
-        joined = [(ranks[a + b], i) for i, (a, b) in enumerate(zip(parts, parts[1:], strict=False)) if a + b in ranks]
+        joined = [(ranks[a + b], i) for i, (a, b) in enumerate(pairwise(parts)) if a + b in ranks]
         if not joined:
             return [ranks[part] for part in parts]
         at = min(joined)[1]
@@ -42,7 +42,7 @@ def trained(text: bytes, steps: int) -> Ranks:
     parts = [text[i : i + 1] for i in range(len(text))]
     ranks = {bytes([byte]): byte for byte in range(256)}
     for _ in range(steps):
-        pairs = list(zip(parts, parts[1:], strict=False))
+        pairs = list(pairwise(parts))
         best = max(sorted(set(pairs)), key=pairs.count, default=None)
         if best is None or pairs.count(best) < 2:
             break
@@ -88,7 +88,9 @@ def test_ids_are_those_of_tiktoken(ranks_file: Path) -> None:
     )
     units = ("ab", "aba", "-=", "的一的", "哈", "  ", "\n ", "oO", "🙂", "éà")
     repeated = [unit * count + unit[:1] for unit in units for count in range(1, 20)]
-    entries = [b"".join(pair).decode("utf8", "ignore") for pair in zip(list(ranks)[::97], list(ranks)[::89], strict=False)]
+    entries = [
+        b"".join(pair).decode("utf8", "ignore") for pair in zip(list(ranks)[::97], list(ranks)[::89], strict=False)
+    ]
     texts = [*mixed_corpus(200_000, 1), *repeated, *entries]
     tokenizer = byte_bpe.build_from_ranks(byte_bpe.read_ranks(ranks_file))
     found = [encoding.ids for encoding in tokenizer.encode_batch(texts)]

@@ -307,11 +307,17 @@ BAD: dict[str, tuple[str, str, dict[str, Any], str]] = {
     ),
     "SentencePiece beside GLM-4's config": (
         *("chatglm2-6b/tokenizer.model", "tokenizer.model"),
-        *({"model_type": "chatglm", "padded_vocab_size": 151_552}, "64798 tokens, the model of config.json 151552 rows"),
+        *(
+            {"model_type": "chatglm", "padded_vocab_size": 151_552},
+            "64798 tokens, the model of config.json 151552 rows",
+        ),
     ),
     "ice_text beside ChatGLM2's config": (
         *("chatglm-6b-v1.1/ice_text.model", "ice_text.model"),
-        *({"model_type": "chatglm", "padded_vocab_size": 65_024}, "unigram model, but config.json is of format 'chatglm'"),
+        *(
+            {"model_type": "chatglm", "padded_vocab_size": 65_024},
+            "unigram model, but config.json is of format 'chatglm'",
+        ),
     ),
 }
 

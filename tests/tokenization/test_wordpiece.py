@@ -34,8 +34,11 @@ def test_ids_are_those_of_transformers_bert(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("content", "message"),
-    [(b"[PAD]\n[UNK]\na\n", r"no \[CLS\], \[SEP\], \[MASK\]"), (b"\xff\xfe", "expected text")]
-    + [("\n".join([*SPECIAL, "a", "a"]).encode(), "two lines")],
+    [
+        (b"[PAD]\n[UNK]\na\n", r"no \[CLS\], \[SEP\], \[MASK\]"),
+        (b"\xff\xfe", "expected text"),
+        ("\n".join([*SPECIAL, "a", "a"]).encode(), "two lines"),
+    ],
 )
 def test_bad_files(content: bytes, message: str, tmp_path: Path) -> None:
     (tmp_path / "vocab.txt").write_bytes(content)

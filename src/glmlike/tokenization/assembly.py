@@ -138,8 +138,8 @@ def add_special_tokens(backend: Tokenizer, tokens: Mapping[int, AddedToken], whe
         found = backend.token_to_id(token.content)
         if found != number:
             raise TokenizerError(
-                f"{where}: {token.content!r} is id {found} in this vocabulary of {first} tokens, expected {number}. The "
-                "vocabulary is of another version than tokenizer_config.json or the generation."
+                f"{where}: {token.content!r} is id {found} in this vocabulary of {first} tokens, expected {number}. "
+                "The vocabulary is of another version than tokenizer_config.json or the generation."
             )
 
 
@@ -156,8 +156,8 @@ def add_template(backend: Tokenizer, generation: Generation) -> None:
 def _settings(generation: Generation, arguments: Mapping[str, Any]) -> dict[str, Any]:
     """The arguments, completed from the generation; nothing that was said is changed, but for ChatGLM-6B v1.0's eos.
 
-    Its files call ``</s>`` the eos_token and ``<eop>`` the eop_token, of which only the latter ends a reply; v1.1, whose
-    rules v1.0 is loaded by, calls ``<eop>`` the eos_token.
+    Its files call ``</s>`` the eos_token and ``<eop>`` the eop_token, of which only the latter ends a reply; v1.1,
+    whose rules v1.0 is loaded by, calls ``<eop>`` the eos_token.
     """
     settings = {name: value for name, value in arguments.items() if name not in _FOREIGN}
     if "unigram" in generation.kinds and settings.pop("eop_token", None) and settings.get("eos_token") == "</s>":

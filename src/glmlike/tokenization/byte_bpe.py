@@ -1,8 +1,8 @@
 """Byte-level BPE: tiktoken ranks (GLM-4, LLaMA 3) and GPT-2 files (GLM-10B, Qwen2.5).
 
 A rank file says no merges. tiktoken joins, at every step, the neighbours whose joint bytes have the lowest rank, the
-leftmost of equals; so every way to cut a token into two tokens is a merge, as early as the token's rank. A piece that is
-a token as a whole is that token before anything is joined (``ignore_merges``).
+leftmost of equals; so every way to cut a token into two tokens is a merge, as early as the token's rank. A piece that
+is a token as a whole is that token before anything is joined (``ignore_merges``).
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ def read_ranks(path: Path) -> dict[str, int]:
     if len(fields) % 2 or not fields:
         raise TokenizerError(f"{path}: {_TIKTOKEN}; found {len(fields)} words. The file is cut off: download it again.")
     try:
-        tokens = [binascii.a2b_base64(field, strict_mode=True) for field in fields[::2]]
+        tokens = [base64.b64decode(field, validate=True) for field in fields[::2]]
         ranks = [int(field) for field in fields[1::2]]
     except (binascii.Error, ValueError) as error:
         raise TokenizerError(f"{path}: {_TIKTOKEN}; {error}. The file is damaged: download it again.") from None
@@ -131,7 +131,7 @@ def build_from_ranks(vocabulary: Mapping[str, int]) -> Tokenizer:
 
 
 def build_from_merges(vocabulary: Mapping[str, int], merges: Iterable[Merge], pattern: str | None = None) -> Tokenizer:
-    """The pipeline of GPT-2 files, without special tokens: cut at ``pattern`` after NFC (Qwen2.5); None as GPT-2 cuts."""
+    """The pipeline of GPT-2 files, without special tokens: cut at ``pattern`` after NFC (Qwen2.5), None: as GPT-2."""
     tokenizer = _byte_level(models.BPE(vocab=dict(vocabulary), merges=list(merges)), pattern)
     if pattern is not None:
         tokenizer.normalizer = normalizers.NFC()

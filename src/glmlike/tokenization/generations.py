@@ -96,7 +96,11 @@ _GLM_BERT = replace(
     kinds=("wordpiece",),
     sizes=(30_522,),
     specials={
-        **{"[PAD]": 0, "[UNK]": 100, "[CLS]": 101, "[SEP]": 102, "[MASK]": 103},
+        "[PAD]": 0,
+        "[UNK]": 100,
+        "[CLS]": 101,
+        "[SEP]": 102,
+        "[MASK]": 103,
         **_from(30_522, "<|startofpiece|>", "<|endofpiece|>", "[gMASK]", "[sMASK]"),
     },
     named={**_GLM_10B.named, "eos_token": "[SEP]", "pad_token": "[PAD]"},
@@ -110,7 +114,11 @@ _GLM_ROBERTA = replace(
     name="glm-roberta",
     sizes=(50_265,),
     specials={
-        **{"<s>": 0, "<pad>": 1, "</s>": 2, "<unk>": 3, "<mask>": 50_264},
+        "<s>": 0,
+        "<pad>": 1,
+        "</s>": 2,
+        "<unk>": 3,
+        "<mask>": 50_264,
         **_from(50_265, "<|startofpiece|>", "<|endofpiece|>"),
     },
     named={"bos_token": "<s>", "cls_token": "<s>", "eos_token": "</s>", "sep_token": "</s>", "pad_token": "<pad>"}

@@ -46,7 +46,8 @@ class Vocabulary:
             return byte_bpe.build_from_ranks(self.content)
         if self.kind == "merges":
             pattern = byte_bpe.LETTERS_AND_ONE_DIGIT if generation.name == "qwen2.5" else None
-            return byte_bpe.build_from_merges(*self.content, pattern)
+            vocabulary, merges = self.content
+            return byte_bpe.build_from_merges(vocabulary, merges, pattern)
         if self.kind == "wordpiece":
             return wordpiece.build(self.content)
         if self.kind == "unigram":
@@ -61,10 +62,9 @@ def read_vocabulary(files: Mapping[str, str | None]) -> Vocabulary:
         TokenizerError: none is there, one is damaged or of no known kind, or GPT-2's other half is missing.
     """
     found = {key: Path(path) for key in FILES if (path := files.get(key)) is not None and Path(path).is_file()}
-    for key, path in found.items():
-        if key in ("vocab_json_file", "merges_file"):
-            continue
-        return read_file(path)
+    for key, file in found.items():
+        if key not in ("vocab_json_file", "merges_file"):
+            return read_file(file)
     if "vocab_json_file" in found and "merges_file" in found:
         return _read_gpt2(found["vocab_json_file"], found["merges_file"])
     halves = [FILES[key] for key in ("vocab_json_file", "merges_file") if key not in found]
@@ -98,8 +98,8 @@ def read_file(path: Path) -> Vocabulary:
         raise TokenizerError(f"{path}: merges.txt is not beside it; both are needed.")
     begins = f"begins with {head[:24]!r}" if head else "is empty"
     raise TokenizerError(
-        f"{path} {begins}: expected tiktoken ranks, a SentencePiece model, GPT-2's vocab.json or a WordPiece vocab.txt. "
-        "Download it again."
+        f"{path} {begins}: expected tiktoken ranks, a SentencePiece model, GPT-2's vocab.json or a WordPiece "
+        "vocab.txt. Download it again."
     )
 
 
@@ -110,8 +110,8 @@ def refuse_pointer(path: Path, head: bytes | None = None) -> None:
             head = file.read(len(_POINTER))
     if head.startswith(_POINTER):
         raise TokenizerError(
-            f"{path}: this is a Git LFS pointer, not the file. Download the real file: `git lfs pull` in the folder, or "
-            "`hf download`."
+            f"{path}: this is a Git LFS pointer, not the file. Download the real file: `git lfs pull` in the folder, "
+            "or `hf download`."
         )
 
 

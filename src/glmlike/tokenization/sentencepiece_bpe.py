@@ -23,9 +23,7 @@ def build(model: SentencePieceModel) -> Tokenizer:
     )
     tokenizer = Tokenizer(bpe)
     before = [] if model.byte_fallback else [normalizers.NFKC()]
-    tokenizer.normalizer = normalizers.Sequence(
-        [*before, normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")]
-    )
+    tokenizer.normalizer = normalizers.Sequence([*before, normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
     tokenizer.decoder = decoders.Sequence(
         [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
     )

@@ -29,8 +29,9 @@ class GlmLikeTokenizer(SafeChatMixin, PromptHelpersMixin, PreTrainedTokenizerFas
     """A fast tokenizer for any generation, read from a checkpoint's own files or a tokenizer.json.
 
     ``from_pretrained(folder)`` tells the vocabulary by its content and the generation from it and the configs;
-    ``generation=`` (a name of :data:`glmlike.tokenization.generations.GENERATIONS`) overrides. ``num_image_tokens=20000``
-    gives ChatGLM-6B v1.0's own ids; by default they are those of the model as glmlike loads it, without image tokens.
+    ``generation=`` (a name of :data:`glmlike.tokenization.generations.GENERATIONS`) overrides.
+    ``num_image_tokens=20000`` gives ChatGLM-6B v1.0's own ids; by default they are those of the model as
+    glmlike loads it, without image tokens.
 
     In ChatGLM2, ChatGLM3 and CodeGeeX2 a special token that a text spells is text, as in the originals (a default of
     ``split_special_tokens``); in the others it is the token, as in theirs.
