@@ -101,7 +101,7 @@ def _register_tokenizers() -> None:
 
     from glmlike.tokenization.tokenizer import HUB_CLASSES
 
-    class TokenizerNames(PreTrainedConfig):  # type: ignore[misc]
+    class TokenizerNames(PreTrainedConfig):
         model_type = "glmlike-tokenizer-names"
 
     for tokenizer in HUB_CLASSES:

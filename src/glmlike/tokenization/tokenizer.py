@@ -25,7 +25,7 @@ PLAIN = "PreTrainedTokenizerFast"
 _MACHINE = ("is_local", "local_files_only", "auto_map")
 
 
-class GlmLikeTokenizer(SafeChatMixin, PromptHelpersMixin, PreTrainedTokenizerFast):  # type: ignore[misc]
+class GlmLikeTokenizer(SafeChatMixin, PromptHelpersMixin, PreTrainedTokenizerFast):
     """A fast tokenizer for any generation, read from a checkpoint's own files or a tokenizer.json.
 
     ``from_pretrained(folder)`` tells the vocabulary by its content and the generation from it and the configs;
