@@ -26,7 +26,7 @@ CONFIGS: Mapping[str, str] = {
 
 _IMAGE_TOKENS = 20_000
 # Fields of the originals' configs that their code reads and ours does not need.
-_FOREIGN = ("auto_map", "do_lower_case", "remove_space", "special_tokens_map_file", "num_image_tokens", "end_token")
+_FOREIGN = ("auto_map", "do_lower_case", "remove_space", "special_tokens_map_file", "num_image_tokens")
 
 
 def assemble(files: Mapping[str, str | None], arguments: dict[str, Any]) -> dict[str, Any]:
@@ -60,8 +60,10 @@ def assemble(files: Mapping[str, str | None], arguments: dict[str, Any]) -> dict
         backend = vocabulary.build(generation, image_tokens=_images_of(generation))
         add_special_tokens(backend, {**_special_tokens(generation), **declared}, where)
         add_template(backend, generation)
+        if kind == "unigram":
+            arguments = _as_since_v1_1(arguments)
     detection.require_same_version(kind, backend.get_vocab_size(), config, where)
-    return {**_settings(generation, arguments), "tokenizer_object": backend, "generation": generation.name}
+    return {**_settings(generation, arguments, backend), "tokenizer_object": backend, "generation": generation.name}
 
 
 def _read_json(path: str | None) -> dict[str, Any]:
@@ -153,15 +155,23 @@ def add_template(backend: Tokenizer, generation: Generation) -> None:
     )
 
 
-def _settings(generation: Generation, arguments: Mapping[str, Any]) -> dict[str, Any]:
-    """The arguments, completed from the generation; nothing that was said is changed, but for ChatGLM-6B v1.0's eos.
+def _as_since_v1_1(arguments: Mapping[str, Any]) -> dict[str, Any]:
+    """ChatGLM-6B's named tokens by the rules of v1.1, which every ChatGLM-6B is loaded by.
 
-    Its files call ``</s>`` the eos_token and ``<eop>`` the eop_token, of which only the latter ends a reply; v1.1,
-    whose rules v1.0 is loaded by, calls ``<eop>`` the eos_token.
+    The files of v1.0 and of the slim model call ``</s>`` the eos_token and ``<eop>`` the eop_token, of which only the
+    latter ends a reply; v1.1 calls ``<eop>`` the eos_token and ``</s>`` the end_token, which no text spelled.
     """
+    out = dict(arguments)
+    if str(out.get("eos_token")) == "</s>":
+        del out["eos_token"]
+    own = dict(out.get("model_specific_special_tokens") or {})  # where transformers puts names that it does not know
+    out["model_specific_special_tokens"] = {k: v for k, v in own.items() if k not in ("eop_token", "end_token")}
+    return {name: value for name, value in out.items() if name not in ("eop_token", "end_token")}
+
+
+def _settings(generation: Generation, arguments: Mapping[str, Any], backend: Tokenizer) -> dict[str, Any]:
+    """The arguments, completed from the generation; nothing that was said is changed."""
     settings = {name: value for name, value in arguments.items() if name not in _FOREIGN}
-    if "unigram" in generation.kinds and settings.pop("eop_token", None) and settings.get("eos_token") == "</s>":
-        del settings["eos_token"]
     for name in ("add_bos_token", "add_eos_token"):  # said at all, they would replace the generation's own template
         if not settings.get(name):
             settings.pop(name, None)
@@ -181,6 +191,7 @@ def _settings(generation: Generation, arguments: Mapping[str, Any]) -> dict[str,
         settings["extra_special_tokens"] = [
             text
             for text in generation.specials
-            if text not in named and text not in generation.shown and "reserved" not in text
+            if not (text in named or text in generation.shown or "reserved" in text)
+            and backend.token_to_id(text) is not None  # a declared token may have taken its id
         ]
     return settings

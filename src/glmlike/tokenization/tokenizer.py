@@ -14,11 +14,12 @@ from typing import Any
 from transformers.tokenization_utils_base import BatchEncoding
 from transformers.tokenization_utils_tokenizers import PreTrainedTokenizerFast
 
+from glmlike.errors import TokenizerError
 from glmlike.tokenization.assembly import CONFIGS, assemble
 from glmlike.tokenization.chat import SafeChatMixin
 from glmlike.tokenization.detection import find_of_tokenizer
 from glmlike.tokenization.generations import GENERATIONS, generation_of
-from glmlike.tokenization.kinds import FILES
+from glmlike.tokenization.kinds import FILES, refuse_pointer
 from glmlike.tokenization.prompts import PromptHelpersMixin
 
 PLAIN = "PreTrainedTokenizerFast"
@@ -51,6 +52,20 @@ class GlmLikeTokenizer(SafeChatMixin, PromptHelpersMixin, PreTrainedTokenizerFas
     padding_side = "left"
     generation: str
     _saved_as = "GlmLikeTokenizer"
+
+    @classmethod
+    def _from_pretrained(cls, resolved_vocab_files: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
+        """As transformers does, which reads the special tokens of tokenizer.json first."""
+        path = resolved_vocab_files.get("tokenizer_file")
+        if path is not None:
+            refuse_pointer(Path(path))
+        try:
+            return super()._from_pretrained(resolved_vocab_files, *args, **kwargs)
+        except (json.JSONDecodeError, KeyError) as error:
+            raise TokenizerError(
+                f"{path or args[:1]}: not a tokenizer.json, or damaged, or its tokenizer_config.json is: {error}. "
+                "Download it again."
+            ) from error
 
     @classmethod
     def convert_to_native_format(cls, trust_remote_code: bool = False, **kwargs: Any) -> dict[str, Any]:
