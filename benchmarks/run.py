@@ -6,8 +6,9 @@ import collator
 import import_time
 import load
 import speed
+import tokenization
 
 if __name__ == "__main__":
-    for benchmark in (import_time, load, speed, collator):
+    for benchmark in (import_time, load, speed, collator, tokenization):
         print(f"== {benchmark.__name__}")
         benchmark.main()

@@ -29,7 +29,7 @@ class CheckpointError(GlmLikeError, RuntimeError):
 
 
 class TokenizerError(GlmLikeError):
-    """A vocabulary file that is damaged, incomplete, or of a kind no tokenizer here reads."""
+    """Vocabulary files that are none, are damaged, or do not fit together or their checkpoint."""
 
 
 class VocabularyError(GlmLikeError, IndexError):
