@@ -13,7 +13,9 @@ from tokenizers import AddedToken, Tokenizer, processors
 from glmlike import hub_json
 from glmlike.errors import TokenizerError
 from glmlike.tokenization import detection, kinds
+from glmlike.tokenization.corners import corners_of
 from glmlike.tokenization.generations import Generation, Kind, generation_of
+from glmlike.tokenization.sentencepiece_model import SentencePieceModel, read_model
 from glmlike.tokenization.templates import chat_template
 
 CONFIGS: Mapping[str, str] = {
@@ -45,13 +47,16 @@ def assemble(files: Mapping[str, str | None], arguments: dict[str, Any]) -> dict
     said, images = arguments.get("generation"), arguments.get("num_image_tokens")
     declared: dict[int, AddedToken] = dict(arguments.pop("added_tokens_decoder", None) or {})
     kind: Kind | None = None
+    model: SentencePieceModel | None = None
     path = files.get("tokenizer_file")
     if path is not None and Path(path).is_file():
         backend = _read_tokenizer(Path(path))
         generation = generation_of(said or detection.find_of_tokenizer(backend, config, own, where))
+        model = _model_beside(files, generation)
     else:
         vocabulary = kinds.read_vocabulary(_with_neighbours(files, where))
         kind, where = vocabulary.kind, str(vocabulary.path)
+        model = vocabulary.content if isinstance(vocabulary.content, SentencePieceModel) else None
         sat = {"model_class": "GLM130B"} if files.get("sat_latest_file") and not config else {}
         name = said or detection.find(kind, vocabulary.size, config or sat, own, where)
         generation = _with_images(generation_of(name, gmask=_gmask(config)), images, where)
@@ -63,7 +68,16 @@ def assemble(files: Mapping[str, str | None], arguments: dict[str, Any]) -> dict
         if kind == "unigram":
             arguments = _as_since_v1_1(arguments)
     detection.require_same_version(kind, backend.get_vocab_size(), config, where)
-    return {**_settings(generation, arguments, backend), "tokenizer_object": backend, "generation": generation.name}
+    settings = _settings(generation, arguments, backend)
+    corners = None if model is None else corners_of(model, backend)
+    return {**settings, "tokenizer_object": backend, "generation": generation.name, "corners": corners}
+
+
+def _model_beside(files: Mapping[str, str | None], generation: Generation) -> SentencePieceModel | None:
+    """The SentencePiece model that was saved beside a tokenizer.json which cannot say all of it."""
+    key = {"unigram": "ice_text_file", "cog-pretrain": "cog_file"}.get(generation.kinds[0])
+    path = files.get(key) if key else None
+    return read_model(Path(path)) if path is not None and Path(path).is_file() else None
 
 
 def _read_json(path: str | None) -> dict[str, Any]:

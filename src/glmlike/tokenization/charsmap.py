@@ -15,10 +15,10 @@ from typing import TypeAlias
 
 import numpy as np
 import numpy.typing as npt
+from tokenizers import Regex, normalizers
 from tokenizers.normalizers import Normalizer
 
 from glmlike.errors import TokenizerError
-from tokenizers import Regex, normalizers
 
 Integers: TypeAlias = npt.NDArray[np.int64]
 _HAS_LEAF = 1 << 8
@@ -61,6 +61,10 @@ class Charsmap:
             out.append(data[at : at + size].decode("utf8") if found is None else found[1])
             at += size
         return "".join(out)
+
+    def each(self, text: str) -> str:
+        """``text`` with the sources of one character replaced, each character alone."""
+        return text.translate(self._single)
 
     @cached_property
     def composing(self) -> re.Pattern[str]:

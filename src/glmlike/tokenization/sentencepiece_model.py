@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal, cast
 
@@ -26,7 +26,7 @@ class SentencePieceModel:
     """Everything of a SentencePiece file that decides ids; the id of a piece is its index.
 
     ``precompiled_charsmap`` is the normaliser's table as stored (a double-array trie, then the replacements), empty
-    for the identity. Defaults of absent fields are the proto's.
+    for the identity; ``data`` is the file. Defaults of absent fields are the proto's.
     """
 
     pieces: tuple[str, ...]
@@ -40,6 +40,7 @@ class SentencePieceModel:
     escape_whitespaces: bool = True
     whitespace_as_suffix: bool = False
     unk_id: int = 0
+    data: bytes = field(default=b"", repr=False, compare=False)
 
     def of_type(self, kind: PieceType) -> list[int]:
         """The ids of all pieces of one type, ascending."""
@@ -103,6 +104,7 @@ def parse_model(data: bytes) -> SentencePieceModel:
         escape_whitespaces=bool(normalizer.get(5, 1)),
         whitespace_as_suffix=bool(trainer.get(24, 0)),
         unk_id=unknown[0],
+        data=data,
     )
 
 

@@ -17,9 +17,11 @@ from transformers.tokenization_utils_tokenizers import PreTrainedTokenizerFast
 from glmlike.errors import TokenizerError
 from glmlike.tokenization.assembly import CONFIGS, assemble
 from glmlike.tokenization.chat import SafeChatMixin
+from glmlike.tokenization.corners import Corners
 from glmlike.tokenization.detection import find_of_tokenizer
 from glmlike.tokenization.generations import GENERATIONS, generation_of
 from glmlike.tokenization.kinds import FILES, refuse_pointer
+from glmlike.tokenization.mixed import MixedBackend, broken_bytes
 from glmlike.tokenization.prompts import PromptHelpersMixin
 
 PLAIN = "PreTrainedTokenizerFast"
@@ -40,8 +42,12 @@ class GlmLikeTokenizer(SafeChatMixin, PromptHelpersMixin, PreTrainedTokenizerFas
     ``return_position_ids=True`` adds ``position_ids`` 0, 1, … from the first token that is not padding, which the
     originals of ChatGLM2, ChatGLM3 and GLM-4 return; glmlike's models derive their positions and need none.
 
-    ``save_pretrained`` writes tokenizer.json and tokenizer_config.json. transformers without glmlike reads them as its
-    own fast tokenizer, with the same ids, except that there texts may spell special tokens.
+    ChatGLM-6B's, GLM-130B's and GLM-10B-Chinese's ids are SentencePiece's: the few texts that Rust cuts otherwise are
+    cut exactly (:mod:`glmlike.tokenization.corners` says which), with offsets, truncation and padding as for others.
+
+    ``save_pretrained`` writes tokenizer.json and tokenizer_config.json, and for those three the SentencePiece model,
+    which the exact cut needs. transformers without glmlike reads them as its own fast tokenizer, with the same ids,
+    except that there texts may spell special tokens, and those few texts are cut as Rust cuts them.
 
     Raises:
         TokenizerError: the files are damaged, of no known kind, or not of one checkpoint.
@@ -73,10 +79,11 @@ class GlmLikeTokenizer(SafeChatMixin, PromptHelpersMixin, PreTrainedTokenizerFas
         files = {key: kwargs.pop(key, None) for key in cls.vocab_files_names}
         return assemble(files, kwargs)
 
-    def __init__(self, *args: Any, tokenizer_object: Any = None, **kwargs: Any) -> None:
+    def __init__(self, *args: Any, tokenizer_object: Any = None, corners: Corners | None = None, **kwargs: Any) -> None:
         if tokenizer_object is None:
             kwargs = type(self).convert_to_native_format(**kwargs)
-            tokenizer_object = kwargs.pop("tokenizer_object")
+            tokenizer_object, corners = kwargs.pop("tokenizer_object"), kwargs.pop("corners")
+        self._corners = corners
         said = kwargs.get("generation") or find_of_tokenizer(tokenizer_object, {}, {}, "tokenizer_object")
         kwargs["generation"] = self.generation = generation_of(said).name
         self._tokenizer = tokenizer_object  # transformers would copy it, which takes longer than to build it
@@ -88,6 +95,10 @@ class GlmLikeTokenizer(SafeChatMixin, PromptHelpersMixin, PreTrainedTokenizerFas
         return tokenizer
 
     def _encode_plus(self, *args: Any, return_position_ids: bool = False, **kwargs: Any) -> BatchEncoding:
+        if self._corners is not None and not isinstance(self._tokenizer, MixedBackend):
+            mixed = object.__new__(type(self))  # a view of this tokenizer: other threads keep seeing Rust's
+            mixed.__dict__ = {**self.__dict__, "_tokenizer": MixedBackend(self._tokenizer, self._corners)}
+            return mixed._encode_plus(*args, return_position_ids=return_position_ids, **kwargs)
         if not return_position_ids:
             return super()._encode_plus(*args, **kwargs)
         tensors = kwargs.pop("return_tensors", None)
@@ -122,6 +133,24 @@ class GlmLikeTokenizer(SafeChatMixin, PromptHelpersMixin, PreTrainedTokenizerFas
         name = GENERATIONS[self.generation].aliases.get(token, token) if self._alias_ids() else token
         return int(super()._convert_token_to_id_with_added_voc(name))
 
+    def _decode(self, token_ids: Any, skip_special_tokens: bool = False, **kwargs: Any) -> str:
+        ids = [token_ids] if isinstance(token_ids, int) else token_ids
+        if isinstance(ids, list) and (tokens := self._with_broken_bytes(ids, skip_special_tokens)) is not None:
+            return str(self._tokenizer.decoder.decode(tokens))
+        return str(super()._decode(token_ids, skip_special_tokens=skip_special_tokens, **kwargs))
+
+    def _with_broken_bytes(self, ids: list[int], skip_special_tokens: bool) -> list[str] | None:
+        """The tokens where bytes among them make no whole characters: those runs as SentencePiece reads them, as text.
+
+        Rust's decoder gives up all characters of such a run. None where there is no such run.
+        """
+        first = self._tokenizer.token_to_id("<0x00>")
+        if first is None or not any(first <= each < first + 256 for each in ids):
+            return None
+        special = set(self.all_special_ids) if skip_special_tokens else set()
+        names = [self._tokenizer.id_to_token(each) for each in ids if each not in special]
+        return broken_bytes([name for name in names if name is not None])
+
     def _alias_ids(self) -> dict[int, int]:
         """Ids of spellings that are another token; see ``aliases`` of a generation."""
         pairs = GENERATIONS[self.generation].aliases.items()
@@ -151,6 +180,11 @@ class GlmLikeTokenizer(SafeChatMixin, PromptHelpersMixin, PreTrainedTokenizerFas
         if config.get("split_special_tokens") == (not GENERATIONS[self.generation].parsed):
             del config["split_special_tokens"]  # the generation says it; said here, transformers' templates would break
         path.write_text(json.dumps(config, indent=2, ensure_ascii=False) + "\n", encoding="utf8")
+        if self._corners is not None and self._saved_as != PLAIN:
+            name = FILES["ice_text_file" if self._corners.model.algorithm == "unigram" else "cog_file"]
+            model = Path(save_directory) / name
+            model.write_bytes(self._corners.model.data)
+            file_names = (*file_names, str(model))
         return super()._save_pretrained(save_directory, file_names, *args, **kwargs)
 
 

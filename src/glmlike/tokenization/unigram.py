@@ -19,11 +19,12 @@ import re
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
+from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers
+
 from glmlike.errors import TokenizerError
 from glmlike.tokenization.charsmap import nmt_nfkc
 from glmlike.tokenization.sentencepiece_model import PieceType, SentencePieceModel
 from glmlike.tokenization.unigram_exact import USER_SCORE, UnigramExact
-from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers
 
 BLANKS = range(80, 1, -1)
 TAB = "<|tab|>"
@@ -158,14 +159,14 @@ class UnigramCode:
                 piece = piece.removeprefix("▁") if first else piece
                 out.append(piece.replace("▁", " ").encode())
             first = False
-        text = _utf8(b"".join(out))
+        text = utf8(b"".join(out))
         text = text.replace("<n>", "\n").replace(TAB, "\t")
         for length in reversed(BLANKS):
             text = text.replace(blank(length), " " * length)
         return text
 
 
-def _utf8(data: bytes) -> str:
+def utf8(data: bytes) -> str:
     """``data`` as text, U+FFFD for each byte that belongs to no whole character."""
     out = []
     while data:

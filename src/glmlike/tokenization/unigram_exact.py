@@ -55,8 +55,8 @@ class UnigramExact:
         self._offset = offset
         self._unk_id = model.unk_id
         self._bytes = model.of_type("byte") if model.byte_fallback else []
-        self._charsmap = Charsmap(model.precompiled_charsmap)
-        self._users = re.compile("(" + "|".join(re.escape(model.pieces[index]) for index in users) + ")")
+        self.charsmap = Charsmap(model.precompiled_charsmap)
+        self.users = re.compile("(" + "|".join(re.escape(model.pieces[index]) for index in users) + ")")
         self._scores = {model.pieces[index]: (model.scores[index], index) for index in normal}
         self._scores.update((model.pieces[index], (USER_SCORE, index)) for index in users)
         self._unknown = min(model.scores[index] for index in normal) - UNKNOWN_PENALTY
@@ -73,18 +73,21 @@ class UnigramExact:
 
         User-defined symbols pass as they are: no source of the table reaches into one or across it.
         """
-        if text.isascii() or not self._charsmap.composing.search(text) or not self._users.search(text):
-            text = self._charsmap.normalize(text)
+        if text.isascii() or not self.charsmap.composing.search(text) or not self.users.search(text):
+            text = self.charsmap.normalize(text)
         else:
-            parts = self._users.split(text)
-            parts[::2] = [self._charsmap.normalize(part) for part in parts[::2]]
+            parts = self.users.split(text)
+            parts[::2] = [self.charsmap.normalize(part) for part in parts[::2]]
             text = "".join(parts)
         words = [word for word in text.split(" ") if word]
         return "▁" + "▁".join(words) if words else ""
 
     def encode(self, text: str) -> list[int]:
         """The ids of ``text`` (spelled as for ``normalize``); with byte fallback unknown characters are their bytes."""
-        normal = self.normalize(text)
+        return self.encode_normal(self.normalize(text))
+
+    def encode_normal(self, normal: str) -> list[int]:
+        """The ids of a text as ``normalize`` leaves it."""
         if not normal:
             return []
         words, known = normal[1:].split("▁"), self._words
