@@ -100,7 +100,7 @@ class Charsmap:
         return np.concatenate([each for each, _ in done]), np.concatenate([each for _, each in done])
 
     def _offset(self, node: int) -> int:
-        unit = self._units[node]
+        unit: int = self._units[node]
         return unit >> 10 << ((unit & 1 << 9) >> 6)
 
     def _step(self, node: int, byte: int) -> int | None:
@@ -112,7 +112,8 @@ class Charsmap:
     def _value(self, node: int) -> int | None:
         if not self._units[node] & _HAS_LEAF:
             return None
-        return self._units[node ^ self._offset(node)] & 0x7FFFFFFF
+        value: int = self._units[node ^ self._offset(node)]
+        return value & 0x7FFFFFFF
 
     def _text(self, start: int) -> str:
         return self._texts[start : self._texts.index(b"\0", start)].decode("utf8")

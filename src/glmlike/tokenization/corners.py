@@ -13,11 +13,12 @@ from __future__ import annotations
 
 import re
 import unicodedata
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from functools import cache, cached_property
 from typing import NamedTuple
 
+import numpy as np
 from tokenizers import Tokenizer
 
 from glmlike.tokenization import sentencepiece_bpe, unigram
@@ -28,6 +29,7 @@ from glmlike.tokenization.unigram_exact import CLOSE
 
 _JAMO = "\u1100-\u11ff\u3130-\u318f\ua960-\ua97f\ud7b0-\ud7fb\uff9e\uff9f\uffa0-\uffdc"
 _UNLIKE = "\ufdd0\U0001f23b"  # the one that stands for another on its way through Rust; one newer than the table
+_POWER = re.compile(r"^(.{1,8}?)\1+$", re.MULTILINE)
 _LONGEST = 64  # of a repetition whose ties are looked up; longer ones are taken for tied
 
 
@@ -64,7 +66,7 @@ class UnigramCorners:
             if composing().search(text):
                 return True
             text = self._charsmap.each(text)
-        return any(self._tied(match) for match in self._repeated.finditer(text))
+        return any(self._tied(run, size) for run, size in _repetitions(text, self._sizes))
 
     def cut(self, text: str) -> list[Cut]:
         """SentencePiece's tokens of ``text``."""
@@ -98,26 +100,29 @@ class UnigramCorners:
     @cached_property
     def _powers(self) -> dict[str, dict[int, float]]:
         """Units of which a piece is several in a row: the number in a row, with the score of that piece."""
-        scores = {self.model.pieces[index]: self.model.scores[index] for index in self.model.of_type("normal")}
+        pieces, scores = self.model.pieces, self.model.scores
+        normal = self.model.of_type("normal")
+        index = {pieces[each]: each for each in normal}
         found: dict[str, dict[int, float]] = {}
-        for piece, score in scores.items():
-            if len(piece) > 1 and (size := (piece + piece).find(piece, 1)) < len(piece):
-                unit = piece[:size]
-                found.setdefault(unit, {1: scores[unit]} if unit in scores else {})[len(piece) // size] = score
+        for match in _POWER.finditer("\n".join(map(pieces.__getitem__, normal))):
+            piece, unit = match[0], match[1]
+            alone = {1: scores[index[unit]]} if unit in index else {}
+            found.setdefault(unit, alone)[len(piece) // len(unit)] = scores[index[piece]]
         return found
 
     @cached_property
-    def _repeated(self) -> re.Pattern[str]:
-        single = "".join(re.escape(unit) for unit in self._powers if len(unit) == 1)
-        longer = "|".join(f"(?:{re.escape(unit)}){{3,}}" for unit in self._powers if len(unit) > 1)
-        return re.compile(rf"([{single}])\1\1+|{longer}")
+    def _sizes(self) -> list[int]:
+        return sorted({len(unit) for unit in self._powers})
 
-    def _tied(self, match: re.Match[str]) -> bool:
-        """Whether a run, or one or two units less (its neighbours may take them), has two cuts of one score."""
-        run = match[0]
-        unit = run[: (run + run).find(run, 1)]
-        size = len(run) // len(unit)
-        return size > _LONGEST or any(self._ties(unit)[max(size - less, 0)] for less in range(3))
+    def _tied(self, run: str, size: int) -> bool:
+        """Whether ``run``, of period ``size``, has two cuts of one score; or would, one or two units shorter."""
+        for phase in range(size):
+            unit = run[phase : phase + size]
+            if unit in self._powers:
+                count = (len(run) - phase) // size
+                if count > _LONGEST or any(self._ties(unit)[max(count - less, 0)] for less in range(3)):
+                    return True
+        return False
 
     def _ties(self, unit: str) -> list[bool]:
         known = self.__dict__.setdefault("_known_ties", {})
@@ -141,6 +146,17 @@ def _ties(powers: dict[int, float]) -> list[bool]:
         best.append(options[-1][0])
         close.append(tied or close[options[-1][1]])
     return close
+
+
+def _repetitions(text: str, sizes: Iterable[int]) -> Iterator[tuple[str, int]]:
+    """(run, size) of all that is there three times in a row or more, of units of one of ``sizes`` characters."""
+    codes = np.frombuffer(text.encode("utf-32-le", "surrogatepass"), np.uint32)
+    for size in sizes:
+        same = np.concatenate(([0], codes[:-size] == codes[size:], [0])).astype(np.int8)
+        edges = np.flatnonzero(np.diff(same))
+        starts, ends = edges[::2], edges[1::2]
+        for at in np.flatnonzero(ends - starts >= 2 * size):
+            yield text[starts[at] : ends[at] + size], size
 
 
 @dataclass

@@ -24,7 +24,7 @@ class MixedBackend:
     """
 
     def __init__(self, backend: Tokenizer, corners: Corners) -> None:
-        self.__dict__.update(_backend=backend, _corners=corners)
+        self.__dict__.update(_backend=backend, _corners=corners, _pattern=None)
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._backend, name)
@@ -38,7 +38,8 @@ class MixedBackend:
         """As ``Tokenizer.encode_batch``; padding is to the longest of all."""
         exact = [any(map(self._needed, _texts(each, is_pretokenized))) for each in inputs]
         rust = [each for each, hard in zip(inputs, exact, strict=True) if not hard]
-        encoded = iter(self._backend.encode_batch(rust, add_special_tokens, is_pretokenized) if rust else [])
+        options = {"add_special_tokens": add_special_tokens, "is_pretokenized": is_pretokenized}
+        encoded = iter(self._backend.encode_batch(rust, **options) if rust else [])
         out = [
             self._exactly(_texts(each, is_pretokenized), add_special_tokens) if hard else next(encoded)
             for each, hard in zip(inputs, exact, strict=True)
@@ -89,11 +90,15 @@ class MixedBackend:
 
         One that Rust looks for in normalised text is looked for in the text as it is.
         """
-        tokens = self._backend.get_added_tokens_decoder().values()
-        split = self._backend.encode_special_tokens
-        wanted = [token for token in tokens if not (split and token.special)]
-        wanted.sort(key=lambda token: len(token.content), reverse=True)
-        return re.compile("|".join(_pattern(token, at) for at, token in enumerate(wanted)) or "(?!)")
+        if self._pattern is None:
+            tokens = self._backend.get_added_tokens_decoder().values()
+            split = self._backend.encode_special_tokens
+            wanted = [token for token in tokens if not (split and token.special)]
+            wanted.sort(key=lambda token: len(token.content), reverse=True)
+            found = re.compile("|".join(_pattern(token, at) for at, token in enumerate(wanted)) or "(?!)")
+            self.__dict__["_pattern"] = found
+        pattern: re.Pattern[str] = self.__dict__["_pattern"]
+        return pattern
 
     def _pad(self, encodings: list[Encoding]) -> None:
         padding = self._backend.padding

@@ -71,7 +71,7 @@ def build(model: SentencePieceModel) -> Tokenizer:
 def merges(model: SentencePieceModel) -> list[tuple[str, str]]:
     """Every way to make a piece of two, those of the best piece first."""
     known = {model.pieces[index]: model.scores[index] for index in model.of_type("normal")}
-    out = []
+    out: list[tuple[str, str]] = []
     for piece in sorted(known, key=known.__getitem__, reverse=True):
         splits = ((piece[:at], piece[at:]) for at in range(1, len(piece)))
         out.extend(split for split in splits if split[0] in known and split[1] in known)

@@ -73,12 +73,12 @@ def parse_model(data: bytes) -> SentencePieceModel:
     pieces: list[tuple[str, float, PieceType]] = []
     trainer: dict[int, int | float | bytes] = {}
     normalizer: dict[int, int | float | bytes] = {}
-    for field, value in _fields(data):
-        if field == 1:
+    for number, value in _fields(data):
+        if number == 1:
             pieces.append(_plain_piece(value) or _piece(_message(value, "piece")))
-        elif field == 2:
+        elif number == 2:
             trainer.update(_message(value, "trainer_spec"))
-        elif field == 3:
+        elif number == 3:
             normalizer.update(_message(value, "normalizer_spec"))
     unknown = [index for index, (_, _, kind) in enumerate(pieces) if kind == "unknown"]
     if len(unknown) != 1:
