@@ -211,7 +211,8 @@ print(json.dumps(found))
 
 
 def test_transformers_without_glmlike_gives_the_same_ids(shared: Path, tmp_path: Path) -> None:
-    texts = mixed_corpus(20_000, 5)
+    own = [token for each in GENERATIONS.values() for token in each.specials]  # there, a text may spell these
+    texts = [text for text in mixed_corpus(20_000, 5) if not any(token in text for token in own)]
     expected, folders = [], []
     for name in PLAIN_READS:
         tokenizer = load(shared / "originals" / name)

@@ -115,12 +115,12 @@ class UnigramCorners:
         return sorted({len(unit) for unit in self._powers})
 
     def _tied(self, run: str, size: int) -> bool:
-        """Whether ``run``, of period ``size``, has two cuts of one score; or would, one or two units shorter."""
+        """Whether ``run``, of period ``size``, has two cuts of one score; or would, one unit shorter."""
         for phase in range(size):
             unit = run[phase : phase + size]
             if unit in self._powers:
                 count = (len(run) - phase) // size
-                if count > _LONGEST or any(self._ties(unit)[max(count - less, 0)] for less in range(3)):
+                if count > _LONGEST or any(self._ties(unit)[max(count - less, 0)] for less in range(2)):
                     return True
         return False
 
@@ -142,7 +142,7 @@ def _ties(powers: dict[int, float]) -> list[bool]:
     for size in range(1, _LONGEST + 1):
         options = sorted((best[size - count] + score, size - count) for count, score in powers.items() if count <= size)
         options = options or [(best[-1] - 100.0, size - 1)]
-        tied = len(options) > 1 and options[-1][0] - options[-2][0] <= CLOSE * size
+        tied = len(options) > 1 and options[-1][0] - options[-2][0] <= CLOSE
         best.append(options[-1][0])
         close.append(tied or close[options[-1][1]])
     return close
