@@ -166,3 +166,24 @@ def test_write_plain(shared: Path, tmp_path: Path) -> None:
     assert json.loads((tmp_path / "tokenizer_config.json").read_text())["tokenizer_class"] == "PreTrainedTokenizerFast"
     plain = PreTrainedTokenizerFast.from_pretrained(tmp_path)
     assert plain("你好")["input_ids"] == [64790, 64792, 36474, 54591]
+
+
+@pytest.mark.parametrize("name", ["chatglm-6b-v1.1", "chatglm3-6b", "glm-4-9b-chat"])
+def test_replies_are_marked_as_a_trainer_asks_for_them(name: str, shared: Path) -> None:
+    """The call of TRL 1.16's SFTTrainer with assistant_only_loss: one chat a time, the chat template's own marks."""
+    tokenizer = load(shared / "originals" / name)
+    reply = "哈哈哈哈哈哈哈哈哈 caf\u0065\u0301!"
+    talk = [{"role": "user", "content": "Q e\u0301"}, {"role": "assistant", "content": reply}]
+    talk += [{"role": "user", "content": "again"}, {"role": "assistant", "content": "two"}]
+    processed = tokenizer.apply_chat_template(
+        talk, tools=None, tokenize=True, return_dict=True, return_assistant_tokens_mask=True
+    )
+    masks = processed["assistant_masks"]
+    assert len(masks) == len(processed["input_ids"])
+    assert processed["input_ids"] == tokenizer.apply_chat_template(talk, return_dict=False)
+    learned = [token for token, mask in zip(processed["input_ids"], masks, strict=True) if mask]
+    said = tokenizer.decode(learned, skip_special_tokens=True)
+    assert "caf\u00e9!" in said.replace("e\u0301", "\u00e9")
+    assert said.rstrip().endswith("two")
+    assert "again" not in said
+    assert "Q" not in said
