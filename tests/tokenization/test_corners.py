@@ -56,10 +56,11 @@ def test_ids_and_texts_are_sentencepieces(tokenizer: Any, original: Original) ->
 
 @pytest.mark.slow
 def test_five_megabytes(tokenizer: Any, original: Original) -> None:
-    """Two rows of hundreds of one mark, late in a text, were seen to round otherwise; nothing else may."""
+    """Rows of one mark were seen to round otherwise, in 8 of 2300 texts; no text that is left to Rust may differ."""
     texts = mixed_corpus(5_000_000, 21, chinese(tokenizer))
     wrong = [text for text, ids in zip(texts, plain_ids(tokenizer, texts), strict=True) if ids != original.encode(text)]
-    assert len(wrong) <= len(texts) // 2000, [text[:80] for text in wrong]
+    assert [text[:80] for text in wrong if not tokenizer._corners.needed(text)] == []
+    assert len(wrong) <= len(texts) // 200, [text[:80] for text in wrong]
 
 
 def test_ordinary_texts_are_left_to_rust(tokenizer: Any) -> None:

@@ -5,8 +5,10 @@
 * a unit three or more times in a row, in lengths of which two cuts have the same score: float32 rounding decides
   (ChatGLM-6B, GLM-130B).
 
-On megabytes of mixed text these were all there were. Where two unlike cuts come within rounding of one another late in
-a text of ten thousands of tokens, nothing looks odd, and Rust's cut is kept.
+On 5.2 MB of hostile mixed text (2300 long texts, 50000 short ones) no text that is left to Rust differed. Eight of the
+flagged did, by a row of one mark cut at another place ("----------------" twice, then "------", or the reverse): what
+sentencepiece rounds there is not fully known. So did strings of 400 KB, in 10 to 30 of 100000 tokens; see
+``unigram_exact``. All texts decode as with sentencepiece.
 """
 
 from __future__ import annotations
