@@ -8,8 +8,9 @@ import import_time
 import load
 import loss
 import speed
+import tokenization
 
 if __name__ == "__main__":
-    for benchmark in (import_time, load, speed, collator, loss, convert):
+    for benchmark in (import_time, load, speed, collator, loss, convert, tokenization):
         print(f"== {benchmark.__name__}")
         benchmark.main()

@@ -71,6 +71,48 @@ MAY: dict[str, set[str]] = {
         *("glmlike.tokenization.prompts", "glmlike.tokenization.replies"),
     },
     "generation_defaults": {"transformers", "glmlike.errors"},
+    "tokenization/__init__": {"glmlike.tokenization.tokenizer"},
+    "tokenization/alignment": {"glmlike.tokenization.charsmap"},
+    "tokenization/corners": {
+        *("numpy", "tokenizers", "glmlike.tokenization.alignment", "glmlike.tokenization.charsmap"),
+        *("glmlike.tokenization.sentencepiece_bpe", "glmlike.tokenization.sentencepiece_model"),
+        *("glmlike.tokenization.unigram", "glmlike.tokenization.unigram_exact"),
+    },
+    "tokenization/mixed": {
+        *("tokenizers", "glmlike.tokenization.alignment", "glmlike.tokenization.corners"),
+        "glmlike.tokenization.unigram",
+    },
+    "tokenization/sentencepiece_model": {"glmlike.errors"},
+    "tokenization/charsmap": {"numpy", "tokenizers", "glmlike.errors"},
+    "tokenization/unigram_exact": {
+        *("numpy", "glmlike.tokenization.charsmap", "glmlike.tokenization.sentencepiece_model"),
+    },
+    "tokenization/unigram": {
+        *("tokenizers", "glmlike.errors", "glmlike.tokenization.charsmap"),
+        *("glmlike.tokenization.sentencepiece_model", "glmlike.tokenization.unigram_exact"),
+    },
+    "tokenization/sentencepiece_bpe": {
+        *("tokenizers", "glmlike.errors", "glmlike.tokenization.charsmap", "glmlike.tokenization.sentencepiece_model"),
+    },
+    "tokenization/byte_bpe": {"tokenizers", "glmlike.errors"},
+    "tokenization/wordpiece": {"tokenizers", "glmlike.errors"},
+    "tokenization/generations": {"glmlike.errors"},
+    "tokenization/detection": {"tokenizers", "glmlike.errors", "glmlike.hub_json", "glmlike.tokenization.generations"},
+    "tokenization/kinds": {
+        *("tokenizers", "glmlike.errors", "glmlike.tokenization.byte_bpe", "glmlike.tokenization.wordpiece"),
+        *("glmlike.tokenization.generations", "glmlike.tokenization.sentencepiece_bpe"),
+        *("glmlike.tokenization.sentencepiece_model", "glmlike.tokenization.unigram"),
+    },
+    "tokenization/assembly": {
+        *("tokenizers", "glmlike.errors", "glmlike.hub_json", "glmlike.tokenization.detection"),
+        *("glmlike.tokenization.generations", "glmlike.tokenization.kinds", "glmlike.tokenization.templates"),
+        *("glmlike.tokenization.corners", "glmlike.tokenization.sentencepiece_model"),
+    },
+    "tokenization/tokenizer": {
+        *("transformers", "glmlike.errors", "glmlike.tokenization.assembly", "glmlike.tokenization.chat"),
+        *("glmlike.tokenization.detection", "glmlike.tokenization.generations", "glmlike.tokenization.kinds"),
+        *("glmlike.tokenization.prompts", "glmlike.tokenization.corners", "glmlike.tokenization.mixed"),
+    },
     "tokenization/templates": {"glmlike.errors"},
     "tokenization/untrusted": set(),
     "tokenization/pieces": {"transformers", "glmlike.tokenization.untrusted"},

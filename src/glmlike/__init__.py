@@ -16,7 +16,7 @@ __version__ = "0.1.0"
 if TYPE_CHECKING:
     from glmlike.checkpoint import ConversionReport, convert, convert_adapter, detect, merge, verify
     from glmlike.configuration import ChatGLMConfig, GlmLikeConfig
-    from glmlike.errors import CannotExpressError, CheckpointError, ConfigError, GlmLikeError, SpecError
+    from glmlike.errors import CannotExpressError, CheckpointError, ConfigError, GlmLikeError, SpecError, TokenizerError
     from glmlike.lora import load_adapter
     from glmlike.modeling import (
         GlmLikeForCausalLM,
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     )
     from glmlike.quantization import GlmIntConfig
     from glmlike.spec import DecoderSpec
+    from glmlike.tokenization.tokenizer import GlmLikeTokenizer
 
 _HOME = {
     "DecoderSpec": "spec",
@@ -47,8 +48,10 @@ _HOME = {
     "merge": "checkpoint",
     "verify": "checkpoint",
     "GlmIntConfig": "quantization",
+    "GlmLikeTokenizer": "tokenization.tokenizer",
     "GlmLikeError": "errors",
     "SpecError": "errors",
+    "TokenizerError": "errors",
     "ConfigError": "errors",
     "CannotExpressError": "errors",
     "CheckpointError": "errors",
@@ -70,7 +73,9 @@ __all__ = [
     "GlmLikeForTokenClassification",
     "GlmLikeModel",
     "GlmLikePreTrainedModel",
+    "GlmLikeTokenizer",
     "SpecError",
+    "TokenizerError",
     "convert",
     "convert_adapter",
     "detect",

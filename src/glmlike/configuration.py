@@ -53,6 +53,7 @@ class GlmLikeConfig(PreTrainedConfig):
     """
 
     model_type = "glmlike"
+    tokenizer_class: ClassVar[str] = "GlmLikeTokenizer"  # for folders without a tokenizer_config.json; never saved
     keys_to_ignore_at_inference: ClassVar[list[str]] = ["past_key_values", "cache"]  # before and from 5.24
     attribute_map: ClassVar[dict[str, str]] = {
         "num_layers": "num_hidden_layers",

@@ -18,6 +18,7 @@ from typing import Any
 
 _AUTO_CONFIG = "transformers.models.auto.configuration_auto"
 _AUTO_MODEL = "transformers.models.auto.modeling_auto"
+_AUTO_TOKENIZER = "transformers.models.auto.tokenization_auto"
 _PIPELINES = "transformers.pipelines"
 _PEFT_TABLES = "peft.utils.constants"
 _done: set[str] = set()
@@ -95,6 +96,23 @@ def _register_models() -> None:
     lora.adapter_readers[:] = [adapters.write_native]
 
 
+def _register_tokenizers() -> None:
+    """By name alone, under a config that no checkpoint has.
+
+    Under the config of a checkpoint, ``trust_remote_code=True`` would run the folder's own tokenizer; a name that is
+    known, of a class outside transformers, wins over it (``explicit_local_code`` in tokenization_auto.py).
+    """
+    from transformers import AutoTokenizer, PreTrainedConfig
+
+    from glmlike.tokenization.tokenizer import HUB_CLASSES
+
+    class TokenizerNames(PreTrainedConfig):
+        model_type = "glmlike-tokenizer-names"
+
+    for tokenizer in HUB_CLASSES:
+        AutoTokenizer.register(TokenizerNames, tokenizer, exist_ok=True)
+
+
 def _register_pipeline() -> None:
     from glmlike.infilling.pipeline import register
 
@@ -110,6 +128,7 @@ def _register_peft() -> None:
 _ACTIONS: dict[str, Callable[[], None]] = {
     _AUTO_CONFIG: _register_configs,
     _AUTO_MODEL: _register_models,
+    _AUTO_TOKENIZER: _register_tokenizers,
     _PIPELINES: _register_pipeline,
 }
 """What is done once a module of transformers is there; each costs seconds to load, so none is loaded for it."""

@@ -1,13 +1,12 @@
 """``tokenizer_of(generation)``: the one place where these tests get their tokenizers from.
 
-The vocabularies are the published ones, through the plainest conversion there is; the special tokens are added by hand.
+``tokenizer_of`` gives the package's class on the published vocabulary; ``small_tokenizer_of`` what it is made of, on a
+vocabulary of bytes with the special tokens added by hand.
 """
 
 from __future__ import annotations
 
-import base64
 import copy
-import json
 import os
 from functools import cache
 from pathlib import Path
@@ -16,11 +15,11 @@ from typing import Any
 import pytest
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
-from transformers.convert_slow_tokenizer import bytes_to_unicode
 
 from glmlike.tokenization.chat import SafeChatMixin
 from glmlike.tokenization.prompts import PromptHelpersMixin
 from glmlike.tokenization.templates import chat_template
+from glmlike.tokenization.tokenizer import GlmLikeTokenizer
 
 SHARED = Path(os.environ.get("GLMLIKE_SHARED", Path(__file__).parents[3] / "shared"))
 _PATTERN = (
@@ -41,6 +40,16 @@ GENERATIONS_THAT_CHAT = [
     *("chatglm-6b", "chatglm2", "chatglm3", "glm-4", "glm-4-0414", "glm-z1", "glm-edge", "codegeex4"),
     *("llama-3", "qwen2.5"),
 ]
+
+
+FOLDERS = {
+    "chatglm-6b": "chatglm-6b-v1.1",
+    "chatglm2": "chatglm2-6b",
+    "chatglm3": "chatglm3-6b",
+    "glm-4": "glm-4-9b-chat",
+    "llama-3": "llama-3",
+    "qwen2.5": "qwen2.5",
+}
 
 
 class ChatTokenizer(PromptHelpersMixin, SafeChatMixin, PreTrainedTokenizerFast):
@@ -70,8 +79,7 @@ def _configured(tokenizer: Any, generation: str) -> Any:
 
 @cache
 def _published(generation: str) -> Any:
-    backend, names = _backend(generation)
-    return ChatTokenizer(tokenizer_object=backend, padding_side="left", **names)
+    return GlmLikeTokenizer.from_pretrained(SHARED / "originals" / FOLDERS[generation])
 
 
 @cache
@@ -113,20 +121,6 @@ def _add_specials(backend: Tokenizer, generation: str) -> dict[str, Any]:
     return {**names, "mask_token": "[MASK]"}
 
 
-def _backend(generation: str) -> tuple[Tokenizer, dict[str, Any]]:
-    originals = SHARED / "originals"
-    if generation == "qwen2.5":
-        return _qwen(originals / "qwen2.5")
-    if generation == "chatglm-6b":
-        backend = _chatglm_6b(originals / "chatglm-6b-v1.1/ice_text.model")
-    elif generation in ("chatglm2", "chatglm3"):
-        backend = _sentencepiece_bpe(originals / "chatglm2-6b/tokenizer.model")
-    else:
-        folder = {"glm-4": "glm-4-9b-chat", "llama-3": "llama-3"}[generation]
-        backend = _tiktoken(originals / folder / "tokenizer.model")
-    return backend, _add_specials(backend, generation)
-
-
 def _special(backend: Tokenizer, names: list[str]) -> None:
     backend.add_special_tokens([AddedToken(name, normalized=False, special=True) for name in names])
 
@@ -136,74 +130,4 @@ def _byte_level(vocabulary: dict[str, int], merges: list[tuple[str, str]], patte
     split = pre_tokenizers.Split(Regex(pattern), behavior="isolated", invert=False)
     backend.pre_tokenizer = pre_tokenizers.Sequence([split, pre_tokenizers.ByteLevel(False, use_regex=False)])
     backend.decoder = decoders.ByteLevel()
-    return backend
-
-
-def _tiktoken(path: Path) -> Tokenizer:
-    letters = bytes_to_unicode()
-    lines = (line.split() for line in path.read_bytes().splitlines() if line)
-    ranks = {base64.b64decode(token): int(rank) for token, rank in lines}
-    merges = []
-    for token, rank in ranks.items():
-        cuts = [(token[:i], token[i:]) for i in range(1, len(token))]
-        known = [(rank, ranks[a], ranks[b], a, b) for a, b in cuts if a in ranks and b in ranks]
-        merges += sorted(known)
-    merges.sort(key=lambda merge: merge[0])
-
-    def spelled(token: bytes) -> str:
-        return "".join(letters[byte] for byte in token)
-
-    pairs = [(spelled(a), spelled(b)) for *_, a, b in merges]
-    return _byte_level({spelled(token): rank for token, rank in ranks.items()}, pairs, _PATTERN)
-
-
-def _qwen(folder: Path) -> tuple[Tokenizer, dict[str, Any]]:
-    vocabulary = json.loads((folder / "vocab.json").read_text(encoding="utf-8"))
-    lines = (folder / "merges.txt").read_text(encoding="utf-8").splitlines()
-    merges = [tuple(line.split()) for line in lines if line and not line.startswith("#version")]
-    backend = _byte_level(vocabulary, merges, _PATTERN.replace(r"\p{N}{1,3}", r"\p{N}"))
-    backend.normalizer = normalizers.NFC()
-    config = json.loads((folder / "tokenizer_config.json").read_text(encoding="utf-8"))
-    for _, token in sorted(config["added_tokens_decoder"].items(), key=lambda item: int(item[0])):
-        added = AddedToken(token["content"], normalized=False, special=token["special"])
-        (backend.add_special_tokens if token["special"] else backend.add_tokens)([added])
-    return backend, {"eos_token": "<|im_end|>", "pad_token": "<|endoftext|>"}
-
-
-def _pieces(path: Path) -> list[tuple[str, float]]:
-    library = pytest.importorskip("sentencepiece")
-    model = library.SentencePieceProcessor(model_file=str(path))
-    return [(model.IdToPiece(number), model.GetScore(number)) for number in range(model.GetPieceSize())]
-
-
-def _sentencepiece_bpe(path: Path) -> Tokenizer:
-    pieces = _pieces(path)
-    vocabulary = {piece: number for number, (piece, _) in enumerate(pieces)}
-    merges = []
-    for piece, number in vocabulary.items():
-        cuts = ((piece[:i], piece[i:]) for i in range(1, len(piece)))
-        known = sorted((vocabulary[a], vocabulary[b], a, b) for a, b in cuts if a in vocabulary and b in vocabulary)
-        merges += [(-pieces[number][1], number, a, b) for _, _, a, b in known]
-    merges.sort(key=lambda merge: merge[:2])
-    model = models.BPE(
-        vocabulary, [(a, b) for *_, a, b in merges], unk_token="<unk>", fuse_unk=True, byte_fallback=True
-    )
-    backend = Tokenizer(model)
-    backend.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
-    backend.decoder = decoders.Sequence(
-        [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
-    )
-    return backend
-
-
-def _chatglm_6b(path: Path) -> Tokenizer:
-    pieces = _pieces(path)
-    backend = Tokenizer(models.Unigram(pieces, unk_id=0, byte_fallback=False))
-    steps: list[Any] = [normalizers.Replace("\n", "<n>"), normalizers.Replace("\t", "<|tab|>")]
-    steps += [normalizers.Replace(" " * count, f"<|blank_{count}|>") for count in range(80, 1, -1)]
-    wide = dict(zip("：，！？；", ":,!?;", strict=True))
-    steps += [normalizers.Replace(old, new) for old, new in wide.items()]
-    backend.normalizer = normalizers.Sequence(steps)
-    backend.pre_tokenizer = pre_tokenizers.Metaspace("▁", prepend_scheme="always", split=False)
-    backend.decoder = decoders.Metaspace("▁", prepend_scheme="always", split=False)
     return backend

@@ -15,6 +15,7 @@ from glmlike.hub_json.chatglm import CHATGLM_FIELDS, rope_ratio_is_ambiguous
 from glmlike.hub_json.early import dropped_rows
 from glmlike.hub_json.fields import FORMATS, INTEGER_METHOD, Config, Format, Generation, head_dim, integer_bits
 from glmlike.hub_json.llama_style import read_native, rotary_defaults
+from glmlike.hub_json.sat import is_glm_130b
 from glmlike.spec import DecoderSpec
 
 __all__ = [
@@ -32,6 +33,7 @@ __all__ = [
     "dropped_rows",
     "head_dim",
     "integer_bits",
+    "is_glm_130b",
     "is_launch_arguments",
     "read_native",
     "read_spec",
