@@ -235,5 +235,5 @@ def _converted(found: Detection, to: str | None, room: Path, options: dict[str, 
             f"{found.folder}: about {needed:,} bytes to convert into {room}, where {free:,} are free. Set TMPDIR to a "
             "place with more."
         )
-    convert(found.folder, room / "converted", to=fmt, **options)  # type: ignore[arg-type]
+    convert(found.folder, room / "converted", to=fmt, **options)  # type: ignore[call-overload]
     return room / "converted", fmt
