@@ -15,8 +15,8 @@ from glmlike.infilling import fill
 
 HERE = Path(__file__).parent
 BLANKS = (
-    "And the LORD said unto [MASK], Speak unto the children of Israel.",
     "In the beginning God created the [MASK] and the earth.",
+    "And the LORD said unto [MASK], Speak unto the children of Israel.",
     "床前明月光，疑是地上[MASK]。",
     "春眠不觉晓，处处闻[MASK]鸟。",
 )
@@ -47,7 +47,7 @@ from glmlike.infilling import fill
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 tokenizer, model = AutoTokenizer.from_pretrained(TINY), AutoModelForCausalLM.from_pretrained(TINY, dtype="float32")
-print(fill(model, tokenizer, "床前明月光，疑是地上[MASK]。").filled_text)
+print(fill(model, tokenizer, "In the beginning God created the [MASK] and the earth.").filled_text)
 
 output = model.generate(**tokenizer("And it came to", return_tensors="pt"), max_new_tokens=20, do_sample=False)
 print(tokenizer.decode(output[0]))
@@ -63,17 +63,18 @@ print(tokenizer.decode(output[0]))
 
 {data}
 
-{repeats}
+One document in fifty is held out.
 
 ## Training
 
-`examples/train_tiny.py` with the HF Trainer, AdamW, seed {seed}, {minutes:.0f} minutes on {hardware}, other work beside
-it. The objective is blank infilling (`glmlike.infilling.DataCollatorForBlankInfilling`): {objective}. Texts are
-cut anew into passages in every round; the cosine schedules follow one another:
+`examples/train_tiny.py` with the HF Trainer, seed {seed}, {minutes:.0f} minutes on {hardware}. Muon trains the matrices
+of the layers, AdamW the rest; the heads of the first layers begin by looking at neighbours. The objective is blank
+infilling (`glmlike.infilling.DataCollatorForBlankInfilling`): {objective}.
+The texts are cut anew into passages in every round, poems {repeats} times in each, {batch} passages a step:
 
-{cycles}
+{phases}
 
-| cycle | step | training loss | held-out loss |
+| phase | step | training loss | held-out loss |
 |---|---|---|---|
 {losses}
 
@@ -84,8 +85,7 @@ documents have a perplexity of {perplexity} a token, {bits} bits a byte.
 
 One word (English) or character (Chinese) of each held-out line is a blank, with the neighbouring lines around it; an
 answer counts if it is the word (`examples/held_out_blanks.py`). The n-gram model is a trigram model of the same
-training text, Witten-Bell smoothed, that picks the word which makes the line likeliest. This model does not reach it:
-it has learnt to read what stands before a blank, and makes little of what stands after it.
+training text, Witten-Bell smoothed, that picks the word which makes the line likeliest.
 
 {blanks}
 
@@ -119,15 +119,13 @@ def tiny() -> str:
         parameters=spec.num_parameters / 1e6,
         architecture=_architecture(spec),
         data=_data(training["data"]),
-        repeats="One document in fifty is held out.",
-        seed=training["seed"],
-        cycles=_cycles(training["cycles"]),
-        minutes=sum(cycle["seconds"] for cycle in training["cycles"]) / 60,
-        hardware=training["hardware"],
-        losses=_losses(training["cycles"]),
+        **{name: training[name] for name in ("seed", "hardware", "repeats", "batch")},
+        minutes=sum(phase["seconds"] for phase in training["phases"]) / 60,
+        phases=_phases(training["phases"]),
+        losses=_losses(training["phases"]),
         perplexity=training["held_out"]["perplexity"],
         bits=training["held_out"]["bits_per_byte"],
-        objective=_objective(training["objective"]),
+        objective=_objective(training["phases"][0]["objective"]),
         blanks=_blanks(training["blanks"]),
         filled=_filled(),
         continuations=_continuations(),
@@ -164,26 +162,22 @@ def _data(data: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def _cycles(cycles: list[dict[str, Any]]) -> str:
-    lines = [
-        "| cycle | rounds | steps | passages a step | passages | each poem, a round | spans | learning rate | tokens |"
-    ]
-    lines.append("|" + "---|" * 9)
-    for number, row in enumerate(cycles, start=1):
+def _phases(phases: list[dict[str, Any]]) -> str:
+    lines = ["| phase | rounds | steps | tokens | samples of one blank | learning rates |", "|" + "---|" * 6]
+    for number, phase in enumerate(phases, start=1):
+        single = phase["objective"]["single_span_probability"]
         lines.append(
-            f"| {number} | {row['rounds']} | {row['steps']} | {row['batch']} | {row['lengths']} "
-            f"| {row['repeats']} times "
-            f"| mean {row['objective']['mean_span']:g}, {row['objective']['token']:.0%} of samples "
-            f"| {row['learning_rate']} | {row['tokens'] / 1e6:.1f} million |"
+            f"| {number} | {phase['rounds']} | {phase['steps']} | {phase['tokens'] / 1e6:.1f} million | {single:.0%} "
+            f"| x {phase['rate']:g} |"
         )
     return "\n".join(lines)
 
 
-def _losses(cycles: list[dict[str, Any]]) -> str:
+def _losses(phases: list[dict[str, Any]]) -> str:
     rows = []
-    for number, cycle in enumerate(cycles, start=1):
-        trained = {row["step"]: row["loss"] for row in cycle["loss"]}
-        for row in cycle["held_out_loss"]:
+    for number, phase in enumerate(phases, start=1):
+        trained = {row["step"]: row["loss"] for row in phase["loss"]}
+        for row in phase["held_out_loss"]:
             before = max(step for step in trained if step <= row["step"])
             rows.append(f"| {number} | {row['step']} | {trained[before]} | {row['loss']} |")
     return "\n".join(rows)
@@ -193,7 +187,7 @@ def _objective(objective: dict[str, Any]) -> str:
     shares = ", ".join(
         f"{objective[level]:.0%} {level}" for level in ("token", "sentence", "document", "causal") if objective[level]
     )
-    return f"{shares} level; {objective['masked_share']:.0%} of a text masked"
+    return f"{shares} level; {objective['masked_share']:.0%} of a text masked, spans of mean {objective['mean_span']:g}"
 
 
 def _blanks(found: dict[str, dict[str, Any]]) -> str:

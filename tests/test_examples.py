@@ -44,10 +44,10 @@ def test_pipeline() -> None:
 
 
 def test_train_tiny_on_ones_own_text(tmp_path: Path) -> None:
-    arguments = ["--output", str(tmp_path / "out"), "--text", str(CONSTITUTION), "--steps", "4", "--cycles", "1"]
+    arguments = ["--output", str(tmp_path / "out"), "--text", str(CONSTITUTION), "--steps", "4", "--phases", "1"]
     summary = script("examples/train_tiny.py").main([*arguments, "--vocab-size", "400"])
     assert json.loads((tmp_path / "out" / "training.json").read_text()) == summary
-    assert [cycle["steps"] for cycle in summary["cycles"]] == [4]
+    assert [phase["steps"] for phase in summary["phases"]] == [4]
     model = AutoModelForCausalLM.from_pretrained(tmp_path / "out")
     tokenizer = AutoTokenizer.from_pretrained(tmp_path / "out")
     assert model.dtype == torch.bfloat16
@@ -55,7 +55,7 @@ def test_train_tiny_on_ones_own_text(tmp_path: Path) -> None:
     assert tokenizer.decode(tokenizer("We the People")["input_ids"]) == "We the People"
     second = ["--start", str(tmp_path / "out"), "--output", str(tmp_path / "second"), *arguments[2:4], "--steps", "2"]
     summary = script("examples/train_tiny.py").main(second)
-    assert [cycle["steps"] for cycle in summary["cycles"]] == [4, 2, 2]
+    assert [phase["steps"] for phase in summary["phases"]] == [4, 2]
     sys.path.insert(0, str(ROOT / "examples"))
     try:
         blanks = script("examples/held_out_blanks.py").main([str(tmp_path / "second"), "--text", str(CONSTITUTION)])
@@ -64,6 +64,26 @@ def test_train_tiny_on_ones_own_text(tmp_path: Path) -> None:
     assert json.loads((tmp_path / "second" / "training.json").read_text()) == {**summary, "blanks": blanks}
     assert blanks["English"]["blanks"] > 10
     assert blanks["English"]["n-gram"] > 0
+
+
+def test_heads_of_a_new_tiny_model_look_at_neighbours() -> None:
+    """Where each head of the first layers looks most, from the middle of a context and from inside a piece."""
+    torch.manual_seed(0)
+    tokenizer = AutoTokenizer.from_pretrained(TINY)
+    model = script("examples/train_tiny.py").build_model(tokenizer).eval()
+    model.set_attn_implementation("eager")
+    context = torch.arange(300, 310)
+    context[5] = model.config.mask_token_id
+    ids = torch.cat((context, torch.tensor([model.config.sop_token_id, 400, 401])))[None]
+    places = torch.tensor([[*range(10), 5, 5, 5], [*[0] * 10, 1, 2, 3]])[None]
+    with torch.no_grad():
+        attentions = model(ids, position_ids=places, output_attentions=True).attentions
+    for layer in attentions[:2]:
+        assert layer[0, :5, 3].argmax(-1).tolist() == [2, 4, 3, 1, 5]
+        before, after = layer[0, :2, 12, [4, 6]]  # beside the blank, from its third token
+        assert before[0] > before[1]
+        assert after[0] < after[1]
+        assert layer[0, 2, 11].argmax(-1) == 10  # the token of the piece before
 
 
 def test_classify_learns_and_its_model_reloads(tmp_path: Path) -> None:

@@ -88,7 +88,7 @@ def test_commands_run(folders: Path, capsys: pytest.CaptureFixture[str]) -> None
             main(command[1:])
         assert not ended.value.code
     out = capsys.readouterr().out
-    assert "床前明月光，疑是地上霜。" in out
+    assert "In the beginning God created the heaven and the earth." in out
     assert "equal: " in out
 
 

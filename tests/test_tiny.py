@@ -44,6 +44,7 @@ def test_it_is_small_and_native() -> None:
 
 
 FILLED = {
+    "In the beginning God created the [MASK] and the earth.": " heaven",
     "床前明月光，疑是地上[MASK]。": "霜",
     "And the LORD said unto [MASK], Speak unto the children of Israel.": " Moses",
 }
@@ -84,7 +85,8 @@ def test_the_numbers_beside_it_are_measured_on_it(model: Any, tokenizer: Any, tr
         assert math.exp(nats / (ids.shape[1] - 1)) == pytest.approx(sample["perplexity"], rel=1e-2)
     assert training["held_out"]["bits_per_byte"] < 2.0
     assert all(row["blanks"] > 20 and row["n-gram"] > 0 for row in training["blanks"].values())
-    losses = [row["loss"] for cycle in training["cycles"] for row in cycle["loss"]]
+    assert training["blanks"]["English"]["model"] > training["blanks"]["English"]["n-gram"]
+    losses = [row["loss"] for row in training["phases"][0]["loss"]]
     assert losses[-1] < losses[0] / 1.5
 
 

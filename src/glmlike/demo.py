@@ -19,7 +19,7 @@ import glmlike
 from glmlike.data import CONSTITUTION, TINY
 from glmlike.errors import CheckpointError, ConfigError
 
-BLANKS = ("床前明月光，疑是地上[MASK]。", "And the LORD said unto [MASK], Speak unto the children of Israel.")
+BLANKS = ("In the beginning God created the [MASK] and the earth.", "床前明月光，疑是地上[MASK]。")
 PROMPTS = ("In the beginning God", "And Jesus said unto them,", "The LORD is my")
 TUNED_PROMPT = "The President shall"
 BLOCK = 128
