@@ -201,6 +201,11 @@ MAY: dict[str, set[str]] = {
         *("glmlike.checkpoint.native", "glmlike.checkpoint.rules", "glmlike.checkpoint.shards"),
         "glmlike.checkpoint.streams",
     },
+    "parity": {
+        *("torch", "glmlike.checkpoint.convert", "glmlike.configuration", "glmlike.errors", "glmlike.hub_json"),
+        *("glmlike.modeling", "glmlike.rotary", "glmlike.spec"),
+    },
+    "checkpoint/sources": {"huggingface_hub", "glmlike.errors"},
     "checkpoint/byte_files": {"glmlike.errors"},
     "checkpoint/streams": {
         *("numpy", "torch", "glmlike.errors", "glmlike.integers"),

@@ -428,7 +428,13 @@ def test_killed_and_resumed_a_hundred_times(tmp_path: Path) -> None:
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
 def test_a_signal_leaves_what_resume_needs_and_says_so(number: int, code: int, tmp_path: Path) -> None:
     source = write_big(tmp_path / "source", layers=20)
-    process = subprocess.Popen(command(source, tmp_path / "out"), stderr=subprocess.PIPE, text=True)
+    # A job in the background of a shell ignores SIGINT, and so do its children; a person at a terminal does not.
+    process = subprocess.Popen(
+        command(source, tmp_path / "out"),
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )
     journal = tmp_path / ".out.partial" / JOURNAL
     while process.poll() is None and not (journal.exists() and journal.stat().st_size > 2000):
         time.sleep(0.005)

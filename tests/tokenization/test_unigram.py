@@ -176,7 +176,7 @@ def test_offsets_are_of_the_text_as_given(v11: Pair) -> None:
     assert blanks.strip(" ") == ""
     assert blanks
     assert "\t" in parts
-    assert "🙂" in parts
+    assert any(part.strip() == "🙂" for part in parts)
     starts = [start for start, _ in encoding.offsets]
     assert starts == sorted(starts)
     assert encoding.offsets[-1][1] == len(text)
