@@ -11,7 +11,7 @@ from types import ModuleType
 import torch
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
 
-from glmlike.data import CONSTITUTION
+from glmlike.data import CONSTITUTION, TINY
 
 ROOT = Path(__file__).parents[1]
 # examples/push.py is run in tests/hub_cases, with a Hub to push to.
