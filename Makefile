@@ -16,7 +16,7 @@ BIN := $(VENV)/bin
 # A process a core, four at the most: each holds torch.
 PARALLEL := -n auto --maxprocesses 4
 
-.PHONY: demo test test-fast test-oldest conformance llama-cpp lint types format benchmarks wheel install clean
+.PHONY: demo test test-fast test-exhaustive test-oldest conformance llama-cpp lint types format benchmarks wheel install clean
 
 demo: $(VENV)/.ready
 	$(BIN)/glmlike demo
@@ -25,10 +25,13 @@ test: $(VENV)/.ready
 	$(BIN)/python -m pytest $(PARALLEL)
 
 test-fast: $(VENV)/.ready
-	$(BIN)/python -m pytest $(PARALLEL) -m "not slow and not weights"
+	$(BIN)/python -m pytest $(PARALLEL) -m "not slow and not weights and not exhaustive"
+
+test-exhaustive: $(VENV)/.ready
+	$(BIN)/python -m pytest $(PARALLEL) -m exhaustive
 
 test-oldest: $(OLDEST)/.ready
-	$(OLDEST)/bin/python -m pytest $(PARALLEL) -m "not slow and not weights" $(OLDEST_TESTS)
+	$(OLDEST)/bin/python -m pytest $(PARALLEL) -m "not slow and not weights and not exhaustive" $(OLDEST_TESTS)
 
 conformance: $(VENV)/.ready
 	$(BIN)/python tests/conformance/run.py

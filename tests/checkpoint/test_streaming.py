@@ -420,7 +420,7 @@ def test_killed_and_resumed(tmp_path: Path) -> None:
     kill_and_resume(tmp_path, kills=6, layers=6)
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_killed_and_resumed_a_hundred_times(tmp_path: Path) -> None:
     kill_and_resume(tmp_path, kills=100, layers=12)
 
@@ -499,7 +499,7 @@ def test_the_bound_holds_for_casts_torch_included(tmp_path: Path) -> None:
 
 
 @on_linux
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_forty_gigabytes_of_holes_stay_holes_within_the_bound(tmp_path: Path) -> None:
     source = write_big(tmp_path / "source", layers=95, sparse=True, hidden=4096, inner=13_696, vocab=65_024)
     found = peak(source, tmp_path / "out", "glm", max_memory="200MB", verify="hash")
@@ -509,7 +509,7 @@ def test_forty_gigabytes_of_holes_stay_holes_within_the_bound(tmp_path: Path) ->
 
 
 @on_linux
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_five_real_gigabytes_within_the_bound(tmp_path: Path) -> None:
     source = write_big(tmp_path / "source", layers=10, hidden=4096, inner=13_696, vocab=65_024)
     found = peak(source, tmp_path / "out", "glm", max_memory="200MB")

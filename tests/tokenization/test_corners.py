@@ -54,7 +54,7 @@ def test_ids_and_texts_are_sentencepieces(tokenizer: Any, original: Original) ->
         assert tokenizer.decode(ids) == original.decode(ids), text[:80]
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_five_megabytes(tokenizer: Any, original: Original) -> None:
     """Rows of one mark were seen to round otherwise, in 8 of 2300 texts; no text that is left to Rust may differ."""
     texts = mixed_corpus(5_000_000, 21, chinese(tokenizer))

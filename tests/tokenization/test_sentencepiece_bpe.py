@@ -34,7 +34,7 @@ def test_golden_ids(shared: Path, name: str) -> None:
     assert [ours.encode(text).ids for text in golden["strings"]] == golden[name]["ids"]
 
 
-@pytest.mark.parametrize("size", [200_000, pytest.param(5_500_000, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("size", [200_000, pytest.param(5_500_000, marks=pytest.mark.exhaustive)])
 def test_mixed_corpus_chatglm2(shared: Path, size: int) -> None:
     ours, original, pieces = load(shared, "chatglm2-6b")
     texts = mixed_corpus(size, size, [each for each in pieces if any("\u4e00" <= c <= "\u9fff" for c in each)])
