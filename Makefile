@@ -11,12 +11,12 @@ OLDEST_TRANSFORMERS ?= transformers==5.16.0
 OLDEST_TESTS := $(addprefix tests/,test_spec.py test_configuration.py test_registration.py test_renamed.py test_exactness.py \
     test_golden.py test_generation.py test_prefix.py test_packing.py test_infilling_generation.py test_tables.py infilling \
     test_prefix_encoder.py test_ptuning.py test_integers.py test_quantization.py test_first_release.py test_sat.py \
-    test_loading.py test_contracts.py test_chat.py test_tiny.py test_ecosystem.py checkpoint)
+    test_loading.py test_contracts.py test_chat.py test_meta.py test_loss.py test_loss_in_model.py test_parity.py test_tiny.py test_ecosystem.py checkpoint)
 BIN := $(VENV)/bin
 # A process a core, four at the most: each holds torch.
 PARALLEL := -n auto --maxprocesses 4
 
-.PHONY: demo test test-fast test-oldest conformance lint types format benchmarks wheel install clean
+.PHONY: demo test test-fast test-exhaustive test-oldest conformance llama-cpp lint types format benchmarks wheel install clean
 
 demo: $(VENV)/.ready
 	$(BIN)/glmlike demo
@@ -25,10 +25,13 @@ test: $(VENV)/.ready
 	$(BIN)/python -m pytest $(PARALLEL)
 
 test-fast: $(VENV)/.ready
-	$(BIN)/python -m pytest $(PARALLEL) -m "not slow and not weights"
+	$(BIN)/python -m pytest $(PARALLEL) -m "not slow and not weights and not exhaustive"
+
+test-exhaustive: $(VENV)/.ready
+	$(BIN)/python -m pytest $(PARALLEL) -m exhaustive
 
 test-oldest: $(OLDEST)/.ready
-	$(OLDEST)/bin/python -m pytest $(PARALLEL) -m "not slow and not weights" $(OLDEST_TESTS)
+	$(OLDEST)/bin/python -m pytest $(PARALLEL) -m "not slow and not weights and not exhaustive" $(OLDEST_TESTS)
 
 conformance: $(VENV)/.ready
 	$(BIN)/python tests/conformance/run.py
@@ -43,6 +46,11 @@ format: $(VENV)/.ready
 
 types: $(VENV)/.ready
 	$(BIN)/mypy --strict src
+
+# llama.cpp itself reads what we write: compiled, twenty minutes of it.
+llama-cpp: $(VENV)/.ready
+	$(BIN)/python -m pip install llama-cpp-python==0.3.36
+	$(BIN)/python -m pytest tests/checkpoint/test_llama_cpp.py
 
 benchmarks: $(VENV)/.ready
 	$(BIN)/python benchmarks/run.py

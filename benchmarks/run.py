@@ -1,13 +1,16 @@
-"""Run every benchmark and rewrite benchmarks/README.md: about ten minutes on two cores."""
+"""Run every benchmark and rewrite benchmarks/README.md: about half an hour on two cores."""
 
 from __future__ import annotations
 
 import collator
+import convert
 import import_time
 import load
+import loss
 import speed
+import tokenization
 
 if __name__ == "__main__":
-    for benchmark in (import_time, load, speed, collator):
+    for benchmark in (import_time, load, speed, collator, loss, convert, tokenization):
         print(f"== {benchmark.__name__}")
         benchmark.main()

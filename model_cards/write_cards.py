@@ -233,7 +233,10 @@ def _formats(spec: glmlike.DecoderSpec) -> str:
 
 def main() -> None:
     """Write every card beside this script."""
+    import families
+
     (HERE / "tiny.md").write_text(tiny(), encoding="utf8")
+    families.write_all(HERE)
 
 
 if __name__ == "__main__":

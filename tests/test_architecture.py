@@ -24,8 +24,9 @@ MAY: dict[str, set[str]] = {
     "hub_json/__init__": {
         *("glmlike.errors", "glmlike.spec"),
         *("glmlike.hub_json.fields", "glmlike.hub_json.chatglm", "glmlike.hub_json.early"),
-        *("glmlike.hub_json.llama_style", "glmlike.hub_json.sat"),
+        *("glmlike.hub_json.llama_style", "glmlike.hub_json.meta", "glmlike.hub_json.sat"),
     },
+    "hub_json/meta": {"glmlike.errors", "glmlike.hub_json.fields", "glmlike.spec"},
     "published": {"glmlike.hub_json", "glmlike.hub_json.early", "glmlike.hub_json.sat", "glmlike.spec"},
     "configuration": {
         "glmlike",
@@ -37,6 +38,8 @@ MAY: dict[str, set[str]] = {
     },
     "norms": {"torch", "transformers", "glmlike.configuration"},
     "packing": {"torch"},
+    "loss": {"torch"},
+    "outputs": {"torch", "transformers"},
     "prefix": {"torch", "glmlike.configuration", "glmlike.errors", "glmlike.packing"},
     "feed_forward": {"torch", "transformers", "glmlike.configuration"},
     "rotary": {"torch", "transformers", "glmlike.configuration"},
@@ -50,7 +53,73 @@ MAY: dict[str, set[str]] = {
         *("torch", "glmlike.errors", "glmlike.hub_json", "glmlike.spec"),
         *("glmlike.checkpoint.native", "glmlike.checkpoint.shards"),
     },
-    "chat": {"transformers"},
+    "cards/identifiers": set(),
+    "cards/checks": {"yaml", "huggingface_hub", "glmlike.cards.identifiers"},
+    "cards/parts": {"glmlike.hub_json", "glmlike.spec"},
+    "cards/training": {"glmlike.errors", "glmlike.checkpoint.shards"},
+    "cards/curve": {"matplotlib", "glmlike.cards.training"},
+    "cards/folder": {
+        *("glmlike.errors", "glmlike.spec", "glmlike.hub_json", "glmlike.checkpoint.shards", "glmlike.cards.training"),
+    },
+    "cards/finetune": {
+        *("huggingface_hub", "glmlike.cards.curve", "glmlike.cards.folder", "glmlike.cards.parts"),
+        "glmlike.cards.training",
+    },
+    "cards/readme": {"jinja2", "huggingface_hub", "glmlike.errors", "glmlike.cards.checks", "glmlike.cards.finetune"},
+    "chat": {
+        *("transformers", "glmlike.generation_defaults"),
+        *("glmlike.tokenization.prompts", "glmlike.tokenization.replies"),
+    },
+    "generation_defaults": {"transformers", "glmlike.errors"},
+    "tokenization/__init__": {"glmlike.tokenization.tokenizer"},
+    "tokenization/alignment": {"glmlike.tokenization.charsmap"},
+    "tokenization/corners": {
+        *("numpy", "tokenizers", "glmlike.tokenization.alignment", "glmlike.tokenization.charsmap"),
+        *("glmlike.tokenization.sentencepiece_bpe", "glmlike.tokenization.sentencepiece_model"),
+        *("glmlike.tokenization.unigram", "glmlike.tokenization.unigram_exact"),
+    },
+    "tokenization/mixed": {
+        *("tokenizers", "glmlike.tokenization.alignment", "glmlike.tokenization.corners"),
+        "glmlike.tokenization.unigram",
+    },
+    "tokenization/sentencepiece_model": {"glmlike.errors"},
+    "tokenization/charsmap": {"numpy", "tokenizers", "glmlike.errors"},
+    "tokenization/unigram_exact": {
+        *("numpy", "glmlike.tokenization.charsmap", "glmlike.tokenization.sentencepiece_model"),
+    },
+    "tokenization/unigram": {
+        *("tokenizers", "glmlike.errors", "glmlike.tokenization.charsmap"),
+        *("glmlike.tokenization.sentencepiece_model", "glmlike.tokenization.unigram_exact"),
+    },
+    "tokenization/sentencepiece_bpe": {
+        *("tokenizers", "glmlike.errors", "glmlike.tokenization.charsmap", "glmlike.tokenization.sentencepiece_model"),
+    },
+    "tokenization/byte_bpe": {"tokenizers", "glmlike.errors"},
+    "tokenization/wordpiece": {"tokenizers", "glmlike.errors"},
+    "tokenization/generations": {"glmlike.errors"},
+    "tokenization/detection": {"tokenizers", "glmlike.errors", "glmlike.hub_json", "glmlike.tokenization.generations"},
+    "tokenization/kinds": {
+        *("tokenizers", "glmlike.errors", "glmlike.tokenization.byte_bpe", "glmlike.tokenization.wordpiece"),
+        *("glmlike.tokenization.generations", "glmlike.tokenization.sentencepiece_bpe"),
+        *("glmlike.tokenization.sentencepiece_model", "glmlike.tokenization.unigram"),
+    },
+    "tokenization/assembly": {
+        *("tokenizers", "glmlike.errors", "glmlike.hub_json", "glmlike.tokenization.detection"),
+        *("glmlike.tokenization.generations", "glmlike.tokenization.kinds", "glmlike.tokenization.templates"),
+        *("glmlike.tokenization.corners", "glmlike.tokenization.sentencepiece_model"),
+    },
+    "tokenization/tokenizer": {
+        *("transformers", "glmlike.errors", "glmlike.tokenization.assembly", "glmlike.tokenization.chat"),
+        *("glmlike.tokenization.detection", "glmlike.tokenization.generations", "glmlike.tokenization.kinds"),
+        *("glmlike.tokenization.prompts", "glmlike.tokenization.corners", "glmlike.tokenization.mixed"),
+    },
+    "tokenization/templates": {"glmlike.errors"},
+    "tokenization/untrusted": set(),
+    "tokenization/pieces": {"transformers", "glmlike.tokenization.untrusted"},
+    "tokenization/chat": {"transformers", "glmlike.tokenization.pieces", "glmlike.tokenization.untrusted"},
+    "tokenization/prompts": {"glmlike.errors", "glmlike.tokenization.piece_inputs"},
+    "tokenization/piece_inputs": {"torch", "transformers", "glmlike.errors"},
+    "tokenization/replies": {"glmlike.errors"},
     "renamed": {"transformers"},
     "integers": {"torch"},
     "quantization": {"torch", "transformers", "glmlike.errors", "glmlike.hub_json", "glmlike.integers"},
@@ -67,6 +136,7 @@ MAY: dict[str, set[str]] = {
         *("glmlike.attention", "glmlike.chat", "glmlike.configuration", "glmlike.errors", "glmlike.feed_forward"),
         *(
             "glmlike.loading",
+            "glmlike.lora",
             "glmlike.masking",
             "glmlike.norms",
             "glmlike.packing",
@@ -74,10 +144,10 @@ MAY: dict[str, set[str]] = {
             "glmlike.renamed",
         ),
         *("glmlike.generation", "glmlike.prefix_encoder", "glmlike.rotary", "glmlike.spec"),
-        "glmlike.tables",
+        *("glmlike.loss", "glmlike.outputs", "glmlike.tables"),
     },
     "generation": {
-        *("torch", "transformers"),
+        *("torch", "transformers", "glmlike.generation_defaults"),
         *("glmlike.configuration", "glmlike.prefix", "glmlike.prefix_encoder", "glmlike.renamed"),
     },
     "tables": {"torch", "glmlike.errors"},
@@ -96,6 +166,16 @@ MAY: dict[str, set[str]] = {
         *("transformers", "glmlike.errors"),
         *("glmlike.infilling.context", "glmlike.infilling.decoding", "glmlike.infilling.filling"),
     },
+    "source_merge": set(),
+    "remote_code": {"glmlike", "glmlike.errors", "glmlike.source_merge"},
+    "push_checks": {
+        *("huggingface_hub", "transformers", "yaml", "glmlike.errors"),
+        *("glmlike.checkpoint.inside", "glmlike.checkpoint.shards"),
+    },
+    "push": {
+        *("huggingface_hub", "glmlike.errors", "glmlike.hub_json", "glmlike.checkpoint.convert"),
+        *("glmlike.push_checks", "glmlike.remote_code"),
+    },
     "checkpoint/layouts": {"torch", "glmlike.errors"},
     "checkpoint/rules": {"glmlike.errors", "glmlike.checkpoint.layouts"},
     "checkpoint/quantized": {"glmlike.errors", "glmlike.checkpoint.headers"},
@@ -105,16 +185,98 @@ MAY: dict[str, set[str]] = {
         *("glmlike.checkpoint.headers", "glmlike.checkpoint.on_the_fly", "glmlike.checkpoint.quantized"),
         "glmlike.checkpoint.shards",
     },
-    "checkpoint/splits": {"torch", "glmlike.errors", "glmlike.checkpoint.layouts"},
+    "lora": {"peft", "glmlike.errors"},
+    "checkpoint/adapter_files": {
+        *("torch", "glmlike.errors", "glmlike.checkpoint.layouts", "glmlike.checkpoint.shards"),
+    },
+    "checkpoint/adapters": {
+        *("torch", "glmlike.errors", "glmlike.hub_json", "glmlike.spec", "glmlike.checkpoint.adapter_files"),
+        *("glmlike.checkpoint.formats", "glmlike.checkpoint.layouts", "glmlike.checkpoint.native"),
+        *("glmlike.checkpoint.rules", "glmlike.checkpoint.shards"),
+    },
+    "checkpoint/merging": {
+        *("torch", "glmlike.errors", "glmlike.hub_json", "glmlike.spec", "glmlike.checkpoint.adapter_files"),
+        *("glmlike.checkpoint.adapters", "glmlike.checkpoint.companions", "glmlike.checkpoint.destination"),
+        *("glmlike.checkpoint.detection", "glmlike.checkpoint.formats", "glmlike.checkpoint.provenance"),
+        *("glmlike.checkpoint.native", "glmlike.checkpoint.rules", "glmlike.checkpoint.shards"),
+        "glmlike.checkpoint.streams",
+    },
+    "parity": {
+        *("torch", "glmlike.checkpoint.convert", "glmlike.configuration", "glmlike.errors", "glmlike.hub_json"),
+        *("glmlike.modeling", "glmlike.rotary", "glmlike.spec"),
+    },
+    "checkpoint/sources": {"huggingface_hub", "glmlike.errors"},
+    "checkpoint/byte_files": {"glmlike.errors"},
+    "checkpoint/streams": {
+        *("numpy", "torch", "glmlike.errors", "glmlike.integers"),
+        *("glmlike.checkpoint.byte_files", "glmlike.checkpoint.checksums", "glmlike.checkpoint.headers"),
+    },
+    "checkpoint/through_layouts": {"torch", "glmlike.checkpoint.layouts", "glmlike.checkpoint.streams"},
+    "checkpoint/containers": {
+        *("torch", "glmlike.errors", "glmlike.checkpoint.headers", "glmlike.checkpoint.streams"),
+    },
+    "checkpoint/memory": {"glmlike.errors", "glmlike.checkpoint.streams"},
+    "checkpoint/journal": {"glmlike.errors", "glmlike.checkpoint.containers"},
+    "checkpoint/provenance": {"glmlike.errors", "glmlike.checkpoint.containers"},
+    "checkpoint/shards": {
+        *("torch", "safetensors", "glmlike.errors", "glmlike.checkpoint.inside", "glmlike.checkpoint.torch_zip"),
+        *("glmlike.checkpoint.byte_files", "glmlike.checkpoint.headers", "glmlike.checkpoint.streams"),
+    },
+    "checkpoint/execute": {
+        *("glmlike.errors", "glmlike.checkpoint.byte_files", "glmlike.checkpoint.containers"),
+        *("glmlike.checkpoint.journal", "glmlike.checkpoint.plan", "glmlike.checkpoint.streams"),
+    },
+    "checkpoint/splits": {
+        *("torch", "glmlike.errors", "glmlike.checkpoint.layouts", "glmlike.checkpoint.streams"),
+    },
     "checkpoint/lazy": {"torch"},
     "checkpoint/ranks": {
         *("torch", "glmlike.errors", "glmlike.integers", "glmlike.checkpoint.headers", "glmlike.checkpoint.layouts"),
         *("glmlike.checkpoint.quantized", "glmlike.checkpoint.shards", "glmlike.checkpoint.splits"),
+        *("glmlike.checkpoint.inside", "glmlike.checkpoint.streams", "glmlike.checkpoint.torch_zip"),
+    },
+    "checkpoint/inside": {"glmlike.errors"},
+    "checkpoint/pickles": set(),
+    "checkpoint/headers": {"glmlike.errors"},
+    "checkpoint/checksums": {"glmlike.errors"},
+    "checkpoint/torch_zip": {
+        *("torch", "glmlike.errors", "glmlike.checkpoint.byte_files", "glmlike.checkpoint.checksums"),
+        *("glmlike.checkpoint.headers", "glmlike.checkpoint.pickles", "glmlike.checkpoint.streams"),
+    },
+    "checkpoint/given": {"glmlike.errors", "glmlike.published", "glmlike.spec"},
+    "checkpoint/ranked": {
+        *("glmlike.hub_json", "glmlike.spec"),
+        *("glmlike.checkpoint.meta", "glmlike.checkpoint.ranks", "glmlike.checkpoint.sat"),
+    },
+    "checkpoint/companions": {
+        *("glmlike.hub_json", "glmlike.checkpoint.detection", "glmlike.checkpoint.inside", "glmlike.checkpoint.shards"),
+    },
+    "checkpoint/destination": {
+        *("glmlike.errors", "glmlike.checkpoint", "glmlike.checkpoint.provenance", "glmlike.checkpoint.byte_files"),
+        *("glmlike.checkpoint.journal", "glmlike.checkpoint.plan"),
+    },
+    "checkpoint/gguf_words": {"glmlike.checkpoint.formats.llama_cpp"},
+    "checkpoint/gguf_fields": {"glmlike.checkpoint.formats.llama_cpp", "glmlike.errors", "glmlike.spec"},
+    "checkpoint/gguf_vocabulary": {
+        *("glmlike.checkpoint.formats.llama_cpp", "glmlike.checkpoint.gguf_words", "glmlike.checkpoint.shards"),
+        *("glmlike.errors", "glmlike.hub_json", "glmlike.spec", "sentencepiece"),
+    },
+    "checkpoint/gguf": {
+        *("torch", "numpy", "gguf", "glmlike.errors", "glmlike.hub_json", "glmlike.spec"),
+        *("glmlike.checkpoint", "glmlike.checkpoint.convert", "glmlike.checkpoint.detection"),
+        *(
+            "glmlike.checkpoint.formats",
+            "glmlike.checkpoint.streams",
+            "glmlike.checkpoint.formats.llama_cpp",
+            "glmlike.checkpoint.gguf_fields",
+        ),
+        *("glmlike.checkpoint.gguf_vocabulary", "glmlike.checkpoint.headers", "glmlike.checkpoint.native"),
+        *("glmlike.checkpoint.rules", "glmlike.checkpoint.shards"),
     },
     "checkpoint/on_the_fly": {
         *("torch", "transformers", "glmlike.errors", "glmlike.spec", "glmlike.checkpoint.rules"),
-        *("glmlike.checkpoint.convert", "glmlike.checkpoint.lazy", "glmlike.checkpoint.native"),
-        "glmlike.checkpoint.ranks",
+        *("glmlike.checkpoint.detection", "glmlike.checkpoint.lazy", "glmlike.checkpoint.native"),
+        *("glmlike.checkpoint.inside", "glmlike.checkpoint.ranked", "glmlike.checkpoint.shards"),
         *("glmlike.checkpoint.formats", "glmlike.checkpoint.layouts", "glmlike.hub_json"),
     },
 }
@@ -174,7 +336,7 @@ def run(code: str) -> str:
 
 
 def test_importing_the_package_imports_neither_torch_nor_transformers() -> None:
-    rooms = "glmlike, glmlike.checkpoint, glmlike.cli, glmlike.infilling"
+    rooms = "glmlike, glmlike.cards, glmlike.checkpoint, glmlike.cli, glmlike.infilling, glmlike.push"
     code = f"import sys, {rooms}; print({{'torch', 'transformers'}} & set(sys.modules))"
     assert run(code).strip() == "set()"
 

@@ -10,8 +10,8 @@ import pytest
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
-from glmlike.chat import full_width_beside_chinese
 from glmlike.modeling import ChatGLMForConditionalGeneration
+from glmlike.tokenization.replies import full_width_beside_chinese
 from specs import SPECS
 
 TEMPLATE = (

@@ -15,6 +15,7 @@ import glmlike
 from blanks import byte_level, infilling_model
 from glmlike.cli import main
 from glmlike.infilling import fill
+from specs import SPECS
 
 
 def run(capsys: pytest.CaptureFixture[str], *arguments: object) -> tuple[int, str, str]:
@@ -31,7 +32,7 @@ def test_version(capsys: pytest.CaptureFixture[str]) -> None:
 
 def test_alone_it_says_what_it_can_do(capsys: pytest.CaptureFixture[str]) -> None:
     _, out, err = run(capsys)
-    assert all(command in out + err for command in ("demo", "inspect", "convert", "verify", "fill"))
+    assert all(command in out + err for command in ("demo", "inspect", "convert", "verify", "fill", "push"))
 
 
 def test_as_a_module_and_as_a_script() -> None:
@@ -57,7 +58,7 @@ def test_inspect(capsys: pytest.CaptureFixture[str], golden: Path) -> None:
     assert "interleaved" in out
     code, out, _ = run(capsys, "inspect", golden / "chatglm3", "--json")
     facts = json.loads(out)
-    assert (facts["format"], facts["converts_to"]) == ("chatglm", ["glmlike", "glm"])
+    assert (facts["format"], facts["converts_to"]) == ("chatglm", ["glmlike", "glm", "gguf"])
     assert facts["spec"]["hidden_size"] == 64
     assert facts["files"] == ["model.safetensors"]
 
@@ -74,6 +75,41 @@ def test_convert_and_verify(capsys: pytest.CaptureFixture[str], golden: Path, tm
     assert (code, out) == (2, "")
     assert err.startswith("Error: ")
     assert "different decoders" in err
+
+
+def test_convert_to_a_file_for_llama_cpp(capsys: pytest.CaptureFixture[str], golden: Path, tmp_path: Path) -> None:
+    pytest.importorskip("gguf")
+    arguments = ("convert", golden / "glm4", tmp_path / "out.gguf", "--to", "gguf", "--dtype", "float32")
+    code, _, err = run(capsys, *arguments, "--verify", "hash")
+    assert (code, "verify='hash': not an option of conversions from or to GGUF" in err) == (2, True)
+
+
+def test_merge_and_convert_adapter(
+    capsys: pytest.CaptureFixture[str], make: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An adapter onto fused modules, and into the base's weights: the same numbers by either way."""
+    peft = pytest.importorskip("peft")
+    monkeypatch.chdir(tmp_path)
+    make(SPECS["chatglm2"]).save_pretrained("base")
+    config = peft.LoraConfig(task_type="CAUSAL_LM", target_modules=["q_proj"], init_lora_weights=False)
+    peft.get_peft_model(make(SPECS["chatglm2"]), config).save_pretrained("adapter")
+    code, out, _ = run(
+        capsys, "convert-adapter", "adapter", "fused", "--to", "chatglm", "--base", "base", "--base-name", "x", "--json"
+    )
+    report = json.loads(out)
+    assert (code, report["source_format"], report["target_format"]) == (0, "glmlike", "chatglm")
+    assert json.loads(Path("fused/adapter_config.json").read_text())["target_modules"] == ["query_key_value"]
+    code, out, _ = run(capsys, "merge", "base", "adapter", "merged", "--json")
+    assert (code, json.loads(out)["changed"]) == (0, SPECS["chatglm2"].num_hidden_layers)
+    code, out, _ = run(capsys, "merge", "base", "fused", "theirs", "--to", "chatglm", "--max-shard-size", "1MB")
+    assert (code, "merged" in out) == (0, True)
+    assert run(capsys, "verify", "merged", "theirs")[0] == 0
+    code, out, err = run(capsys, "merge", "merged", "adapter", "twice")
+    assert (code, out, "merged into merged already" in err) == (2, "", True)
+    assert run(capsys, "merge", "merged", "adapter", "twice", "--force")[0] == 0
+    code, _, err = run(capsys, "merge", "base", "nowhere", "out")
+    assert (code, err[:6]) == (2, "Error:")
+    assert not Path("out").exists()
 
 
 def test_folders_of_rank_files(capsys: pytest.CaptureFixture[str], golden: Path, tmp_path: Path) -> None:
@@ -105,6 +141,9 @@ def test_folders_of_rank_files(capsys: pytest.CaptureFixture[str], golden: Path,
         (("convert", "nowhere", "out", "--to", "glm"), "nowhere/config.json: not there"),
         (("convert", "nowhere", "out", "--to", "ggml"), "to='ggml': expected one of glmlike, glm-10b"),
         (("convert", "a", "b", "--to", "glm", "--max-shard-size", "big"), "'big': expected a size such as 5GB"),
+        (("push", "nowhere", "user/name"), "nowhere/config.json: not there"),
+        (("push", "nowhere", "name"), "'name': expected user/name"),
+        (("push", "nowhere", "user/name", "--as", "ggml"), "--as ggml: expected one of glmlike, glm-10b"),
         (("inspect",), "Missing argument"),
         (("unheard",), "No such command"),
     ],

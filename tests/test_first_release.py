@@ -95,7 +95,7 @@ def test_v1_0_converts_to_v1_1(releases: Path, tmp_path: Path) -> None:
     assert glmlike.detect(releases / "v1.0").spec == SPEC
     note = ("v1.0: rows :20000 of embedding and head (image tokens) are dropped, ids are v1.1's",)
     report = glmlike.convert(releases / "v1.0", tmp_path / "out", to="chatglm-6b")
-    assert report.notes == note == glmlike.detect(releases / "v1.0").notes
+    assert report.notes[:1] == note == glmlike.detect(releases / "v1.0").notes  # the folder was itself converted
     assert glmlike.detect(tmp_path / "out").notes == ()
     before, after = (load_file(folder / "model.safetensors") for folder in (releases / "v1.1", tmp_path / "out"))
     assert all(same_bits(tensor, before[name]) for name, tensor in after.items())

@@ -14,9 +14,10 @@ from glmlike.registration import register
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
-    from glmlike.checkpoint import ConversionReport, convert, detect, verify
+    from glmlike.checkpoint import ConversionReport, convert, convert_adapter, detect, merge, verify
     from glmlike.configuration import ChatGLMConfig, GlmLikeConfig
-    from glmlike.errors import CannotExpressError, CheckpointError, ConfigError, GlmLikeError, SpecError
+    from glmlike.errors import CannotExpressError, CheckpointError, ConfigError, GlmLikeError, SpecError, TokenizerError
+    from glmlike.lora import load_adapter
     from glmlike.modeling import (
         GlmLikeForCausalLM,
         GlmLikeForQuestionAnswering,
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
     )
     from glmlike.quantization import GlmIntConfig
     from glmlike.spec import DecoderSpec
+    from glmlike.tokenization.tokenizer import GlmLikeTokenizer
 
 _HOME = {
     "DecoderSpec": "spec",
@@ -40,11 +42,16 @@ _HOME = {
     "GlmLikeForQuestionAnswering": "modeling",
     "ConversionReport": "checkpoint",
     "convert": "checkpoint",
+    "convert_adapter": "checkpoint",
     "detect": "checkpoint",
+    "load_adapter": "lora",
+    "merge": "checkpoint",
     "verify": "checkpoint",
     "GlmIntConfig": "quantization",
+    "GlmLikeTokenizer": "tokenization.tokenizer",
     "GlmLikeError": "errors",
     "SpecError": "errors",
+    "TokenizerError": "errors",
     "ConfigError": "errors",
     "CannotExpressError": "errors",
     "CheckpointError": "errors",
@@ -66,9 +73,14 @@ __all__ = [
     "GlmLikeForTokenClassification",
     "GlmLikeModel",
     "GlmLikePreTrainedModel",
+    "GlmLikeTokenizer",
     "SpecError",
+    "TokenizerError",
     "convert",
+    "convert_adapter",
     "detect",
+    "load_adapter",
+    "merge",
     "register",
     "verify",
 ]

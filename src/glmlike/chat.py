@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import re
 import threading
 from collections.abc import Iterator
 from typing import Any
 
+from glmlike.generation_defaults import chat_arguments
+from glmlike.tokenization.prompts import rounds
+from glmlike.tokenization.replies import clean
+
 History = list[Any]
 
-# Sampling values of the originals' signatures (ChatGLM2, ChatGLM3 and GLM-4: modeling_chatglm.py, `chat`).
-_DEFAULTS: dict[str, Any] = {"max_length": 8192, "num_beams": 1, "do_sample": True, "top_p": 0.8, "temperature": 0.8}
-_DEFAULTS_CHATGLM_6B = {**_DEFAULTS, "max_length": 2048, "top_p": 0.7, "temperature": 0.95}
 _TURN_ENDS = ("<|user|>", "<|observation|>")
 
 
@@ -62,48 +62,39 @@ class ChatMixin:
 
 def _prepare(model: Any, tokenizer: Any, query: str, history: History | None, role: str) -> tuple[dict[str, Any], str]:
     """The model's inputs for this turn and the shape of its history: "pair" or "message"."""
-    pairs = isinstance(history[0], (tuple, list)) if history else _speaks_in_pairs(tokenizer)
-    if pairs:
-        inputs = tokenizer([_rounds(model, tokenizer, query, history or [])], return_tensors="pt")
-    elif hasattr(tokenizer, "build_chat_input"):
-        inputs = tokenizer.build_chat_input(query, history=history or [], role=role)
+    generation = _generation(model, tokenizer)
+    pairs = isinstance(history[0], (tuple, list)) if history else generation in ("chatglm-6b", "chatglm2")
+    if pairs and getattr(tokenizer, "chat_template", None):
+        past = [(("user", q), ("assistant", a)) for q, a in history or []]
+        turns = [{"role": who, "content": said} for pair in past for who, said in pair]
+        inputs = _from_template(tokenizer, [*turns, {"role": "user", "content": query}])
+    elif pairs:
+        inputs = tokenizer([rounds(generation, query, history or [])], return_tensors="pt")
+    elif getattr(tokenizer, "chat_template", None):
+        inputs = _from_template(tokenizer, [*(history or []), {"role": role, "content": query}])
     else:
-        messages = [*(history or []), {"role": role, "content": query}]
-        inputs = tokenizer.apply_chat_template(
-            messages, add_generation_prompt=True, return_tensors="pt", return_dict=True
-        )
+        inputs = tokenizer.build_chat_input(query, history=history or [], role=role)
     kept = {name: inputs[name].to(model.device) for name in ("input_ids", "attention_mask") if name in inputs}
     return kept, "pair" if pairs else "message"
 
 
-def _speaks_in_pairs(tokenizer: Any) -> bool:
-    has_messages = hasattr(tokenizer, "build_chat_input") or getattr(tokenizer, "chat_template", None)
-    return not has_messages
+def _from_template(tokenizer: Any, messages: list[dict[str, Any]]) -> Any:
+    return tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_tensors="pt", return_dict=True)
 
 
-def _rounds(model: Any, tokenizer: Any, query: str, history: History) -> str:
-    """The originals' prompts of rounds: counted from 1 by ChatGLM2 (tokenization_chatglm.py, `build_prompt`); from 0 by
-    ChatGLM-6B, and without any round for the first query (modeling_chatglm.py, `chat`)."""
-    if hasattr(tokenizer, "build_prompt"):
-        return str(tokenizer.build_prompt(query, history=history))
-    if _is_chatglm_6b(model):
-        past = "".join(f"[Round {i}]\n问：{q}\n答：{a}\n" for i, (q, a) in enumerate(history))
-        return f"{past}[Round {len(history)}]\n问：{query}\n答：" if history else query
-    past = "".join(f"[Round {i}]\n\n问：{q}\n\n答：{a}\n\n" for i, (q, a) in enumerate(history, start=1))
-    return f"{past}[Round {len(history) + 1}]\n\n问：{query}\n\n答："
-
-
-def _is_chatglm_6b(model: Any) -> bool:
-    return bool(model.config.attention_mask == "prefix")
+def _generation(model: Any, tokenizer: Any) -> str:
+    """What the tokenizer says; for one that says nothing, the form of prompt that it and the decoder go with."""
+    if getattr(tokenizer, "generation", None):
+        return str(tokenizer.generation)
+    if hasattr(tokenizer, "build_chat_input") or getattr(tokenizer, "chat_template", None):
+        return "chatglm3"
+    return "chatglm-6b" if model.config.attention_mask == "prefix" else "chatglm2"
 
 
 def _generation_arguments(model: Any, tokenizer: Any, given: dict[str, Any]) -> dict[str, Any]:
     """The originals' defaults under what the caller gave; generation also stops where a next turn would begin."""
-    arguments = {**(_DEFAULTS_CHATGLM_6B if _is_chatglm_6b(model) else _DEFAULTS), **given}
-    if "max_new_tokens" in given and "max_length" not in given:
-        del arguments["max_length"]
-    if not arguments["do_sample"]:
-        arguments = {k: v for k, v in arguments.items() if k not in ("top_p", "temperature") or k in given}
+    generation = "chatglm-6b" if model.config.attention_mask == "prefix" else _generation(model, tokenizer)
+    arguments = chat_arguments(generation, given)
     if "eos_token_id" not in given:
         known = model.generation_config.eos_token_id
         stops = set(known if isinstance(known, list) else [] if known is None else [known])
@@ -115,18 +106,8 @@ def _generation_arguments(model: Any, tokenizer: Any, given: dict[str, Any]) -> 
 
 def _finish(model: Any, reply: str, history: History | None, query: str, role: str, turn: str) -> tuple[str, History]:
     """The reply as the originals clean it, and a new history that ends with it."""
-    reply = reply.strip().replace("[[训练时间]]", "2023年")
-    if _is_chatglm_6b(model):
-        reply = full_width_beside_chinese(reply)
+    reply = clean(reply, "chatglm-6b" if model.config.attention_mask == "prefix" else None)
     past = list(history or [])
     if turn == "pair":
         return reply, [*past, (query, reply)]
     return reply, [*past, {"role": role, "content": query}, {"role": "assistant", "metadata": "", "content": reply}]
-
-
-def full_width_beside_chinese(text: str) -> str:
-    """``, ! : ; ?`` next to a Chinese character in their full-width form (ChatGLM-6B: `process_response`)."""
-    for half, full in zip(",!:;?", "，！：；？", strict=True):
-        text = re.sub(rf"([\u4e00-\u9fff]){re.escape(half)}", rf"\1{full}", text)
-        text = re.sub(rf"{re.escape(half)}([\u4e00-\u9fff])", rf"{full}\1", text)
-    return text

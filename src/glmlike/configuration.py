@@ -41,6 +41,8 @@ class GlmLikeConfig(PreTrainedConfig):
     * ``attention_bias``: bias of q, k, v; ``attention_output_bias``: bias of the output projection; ``mlp_bias``;
     * ``prefix_length`` (``pre_seq_len``), ``prefix_projection``: a P-tuning v2 prefix, as ChatGLM repositories have it,
       and the ``prefix_dropout`` of its training (0.1 in the original code); see :mod:`glmlike.ptuning`;
+    * ``chunked_loss``: whether a model in training makes its loss without making logits (:mod:`glmlike.loss`); they are
+      made when the output's ``logits`` are read. ``False`` makes them always. Not saved unless ``False``;
     * ``sliding_window`` with ``layer_types``: which layers attend to a window only (Qwen2); without it, all do.
 
     Names of the original ChatGLM configs (``num_layers``, ``padded_vocab_size``, ``kv_channels``, …) read and write the
@@ -51,6 +53,7 @@ class GlmLikeConfig(PreTrainedConfig):
     """
 
     model_type = "glmlike"
+    tokenizer_class: ClassVar[str] = "GlmLikeTokenizer"  # for folders without a tokenizer_config.json; never saved
     keys_to_ignore_at_inference: ClassVar[list[str]] = ["past_key_values", "cache"]  # before and from 5.24
     attribute_map: ClassVar[dict[str, str]] = {
         "num_layers": "num_hidden_layers",
@@ -108,6 +111,7 @@ class GlmLikeConfig(PreTrainedConfig):
     prefix_length: int | None = 0
     prefix_projection: bool = False
     prefix_dropout: float | int = 0.1
+    chunked_loss: bool = True
     pad_token_id: int | None = None
     bos_token_id: int | None = None
     eos_token_id: int | list[int] | None = None
@@ -140,7 +144,7 @@ class GlmLikeConfig(PreTrainedConfig):
     def spec(self) -> DecoderSpec:
         """The decoder these fields describe, validated anew at each access (a config can be edited)."""
         fields = {name: getattr(self, name, None) for name in _SPEC_FIELDS}
-        return hub_json.read_spec({"model_type": "glmlike", **fields}, "config")
+        return hub_json.read_native({"model_type": "glmlike", **fields}, "config")
 
     @classmethod
     def from_spec(cls, spec: DecoderSpec, **kwargs: Any) -> GlmLikeConfig:
@@ -173,8 +177,9 @@ class GlmLikeConfig(PreTrainedConfig):
         fields: dict[str, Any] = super().to_dict()
         for name in _UNSAVED:
             fields.pop(name, None)
-        if fields.get("prefix_dropout") == type(self).prefix_dropout:
-            del fields["prefix_dropout"]  # of use to few, and the same in all published models
+        for name in ("prefix_dropout", "chunked_loss"):  # of use to few, and the same in all published models
+            if fields.get(name) == getattr(type(self), name):
+                del fields[name]
         return fields
 
     @property
@@ -254,7 +259,7 @@ def translate(config_dict: Mapping[str, Any], generation: hub_json.Generation | 
     """
     fields = {key: value for key, value in config_dict.items() if key != "auto_map"}
     model_type = fields.get("model_type")
-    if model_type == "glmlike" or (model_type is None and not hub_json.is_glm_130b(fields)):
+    if model_type == "glmlike" or (model_type is None and not hub_json.is_launch_arguments(fields)):
         return fields
     where = str(config_dict.get("_name_or_path") or f"config.json of model_type {model_type!r}")
     if model_type == "chatglm" and "num_hidden_layers" in fields and "num_layers" not in fields:

@@ -249,7 +249,7 @@ def _convert(demo: Demo) -> None:
     with demo.step("convert a GLM-4 decoder to the ChatGLM layout and back") as result:
         GlmLikeForCausalLM(GlmLikeConfig(**sizes)).save_pretrained(demo.folder / "native")
         for source, target, fmt in (("native", "chatglm", "chatglm"), ("chatglm", "back", "glmlike")):
-            report = glmlike.convert(demo.folder / source, demo.folder / target, to=fmt)  # type: ignore[arg-type]
+            report = glmlike.convert(demo.folder / source, demo.folder / target, to=fmt)  # type: ignore[call-overload]
             demo.console.print(f"{report.source_format} -> {report.target_format}: {report.tensors} tensors")
         hashes = {name: fingerprint(demo.folder / name) for name in ("native", "chatglm", "back")}
         sample = "model.layers.0.self_attn.q_proj.weight"

@@ -28,6 +28,14 @@ class CheckpointError(GlmLikeError, RuntimeError):
     """
 
 
+class PushError(GlmLikeError):
+    """A folder that is not fit to be pushed to the Hub, or a Hub that refuses it; nothing was created or changed."""
+
+
+class TokenizerError(GlmLikeError):
+    """Vocabulary files that are none, are damaged, or do not fit together or their checkpoint."""
+
+
 class VocabularyError(GlmLikeError, IndexError):
     """Token ids, or learned positions, that have no row in the tables; an IndexError as torch's own is."""
 

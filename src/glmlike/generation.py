@@ -9,11 +9,14 @@ from __future__ import annotations
 import functools
 from typing import Any
 
+import torch
 from torch import Tensor
 from transformers.generation import GenerationMixin
 from transformers.masking_utils import create_masks_for_generate
+from transformers.utils import cached_file
 
 from glmlike.configuration import GlmLikeConfig
+from glmlike.generation_defaults import all_stops
 from glmlike.prefix import continued_positions, infilling_positions, prompt_positions, refuse_paged, require_whole_rows
 from glmlike.prefix_encoder import refuse_unprefixed
 from glmlike.renamed import CACHE
@@ -40,6 +43,7 @@ class InfillingGenerationMixin(GenerationMixin):
             ValueError: positions that are not one for each token of the prompt; packed samples; what a cache cannot
                 continue (see ``require_whole_rows``); embeddings that come without the positions of their tokens.
         """
+        kwargs = _from_original_tokenizer(kwargs)
         given = kwargs.get("position_ids")
         if self.config.attention_mask == "prefix" and given is not None:
             ids = inputs if inputs is not None else kwargs.get("input_ids")
@@ -49,6 +53,18 @@ class InfillingGenerationMixin(GenerationMixin):
             prompt = next((tensor for tensor in (ids, embeddings) if tensor is not None), given.movedim(-1, 1))
             kwargs["prompt_position_ids"] = prompt_positions(kwargs.pop("position_ids"), prompt, self.config)
         return super().generate(inputs, *args, **kwargs)
+
+    def adjust_generation_fn(self, generation_config: Any, *args: Any, **kwargs: Any) -> None:
+        """As transformers reads the generation config of a folder; without such a file, with all stops of the model.
+
+        Called by ``from_pretrained``. A file, or a config that is passed, is the user's and stays as it is.
+        """
+        super().adjust_generation_fn(generation_config, *args, **kwargs)
+        if generation_config is not None or not self.can_generate():
+            return
+        stops = all_stops(self.config)
+        if stops is not None and not _has_generation_file(*args, **kwargs):
+            self.generation_config.eos_token_id = stops
 
     def init_continuous_batching(self, *args: Any, **kwargs: Any) -> Any:
         """As transformers' own, behind ``generate_batch`` too; refused before its thread starts, which would not end.
@@ -124,3 +140,50 @@ class InfillingGenerationMixin(GenerationMixin):
             return attention_mask
         kwargs["config"] = self.config
         return create_masks_for_generate(attention_mask=attention_mask, **kwargs)
+
+
+def _has_generation_file(
+    from_auto_class: Any = None,
+    from_pipeline: Any = None,
+    pretrained_model_name_or_path: Any = None,
+    cache_dir: Any = None,
+    *_: Any,
+    revision: Any = None,
+    subfolder: str | None = None,
+    **kwargs: Any,
+) -> bool:
+    """Whether the folder, or the Hub's copy that was just asked for it, has a generation_config.json.
+
+    The arguments are those of ``adjust_generation_fn``; the cache is asked, not the Hub once more.
+    """
+    where = kwargs.get("pretrained_model_name_or_path", pretrained_model_name_or_path)
+    if where is None:
+        return False
+    found = cached_file(
+        where,
+        "generation_config.json",
+        cache_dir=kwargs.get("cache_dir", cache_dir),
+        revision=revision,
+        subfolder=subfolder or "",
+        local_files_only=True,
+        _raise_exceptions_for_missing_entries=False,
+        _raise_exceptions_for_connection_errors=False,
+        _raise_exceptions_for_gated_repo=False,
+    )
+    return found is not None
+
+
+def _from_original_tokenizer(kwargs: dict[str, Any]) -> dict[str, Any]:
+    """Inputs that GLM-10B's ``build_inputs_for_generation`` made, as ``generate`` takes them; others as they are.
+
+    Its mask and positions reach as far as the longest piece. Both follow from the ids and the padding, so only that is
+    taken from them.
+    """
+    mask = kwargs.get("generation_attention_mask")
+    if mask is None:
+        return kwargs
+    left = {name: value for name, value in kwargs.items() if name not in ("generation_attention_mask", "position_ids")}
+    ids = kwargs["input_ids"]
+    context = mask[:, 0, -1, : ids.shape[1] - 1]
+    start = context.new_ones((len(ids), 1))
+    return {**left, "attention_mask": torch.cat((context, start), 1)}

@@ -96,6 +96,28 @@ def resolve_config(where: Any, config: Any, generation: str | None, kwargs: dict
     return config
 
 
+_file_checks: list[Callable[[Path], None]] = []
+
+
+def use_file_check(check: Callable[[Path], None]) -> None:
+    """Take what a folder must pass before transformers opens its files; the readers are the checkpoint room's."""
+    _file_checks[:] = [check]
+
+
+def require_readable(where: Any, kwargs: dict[str, Any]) -> None:
+    """The pickles of a local folder hold tensors and plain containers alone, before transformers unpickles one.
+
+    Raises:
+        CheckpointError: a .bin file that would be read is damaged, old, or holds other objects.
+    """
+    folder = Path(where, kwargs.get("subfolder") or "") if where is not None and Path(where).is_dir() else None
+    if folder is None or kwargs.get("state_dict") is not None or any(folder.glob("model*.safetensors")):
+        return
+    for check in _file_checks:
+        for path in sorted(folder.glob("pytorch_model*.bin")):
+            check(path)
+
+
 _key_mappings: list[Callable[[int], dict[str, str]]] = []
 
 

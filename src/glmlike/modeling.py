@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from transformers.cache_utils import Cache, DynamicCache
 from transformers.configuration_utils import PreTrainedConfig
+from transformers.loss.loss_utils import ForCausalLMLoss
 from transformers.modeling_layers import (
     GenericForQuestionAnswering,
     GenericForSequenceClassification,
@@ -36,13 +37,17 @@ from glmlike.loading import (
     open_folder,
     require_decoder,
     require_integers_declared,
+    require_readable,
     require_shapes,
     resolve_config,
     resolve_files,
     warn_about_cpu_float16,
 )
+from glmlike.lora import native_folder, require_magnitudes
+from glmlike.loss import causal_lm_loss, is_plain_head
 from glmlike.masking import attention_masks, default_positions, visible_contexts
 from glmlike.norms import build_norm
+from glmlike.outputs import DeferredLogits, LossOutput
 from glmlike.packing import require_kernel, require_packable
 from glmlike.prefix import refuse_paged
 from glmlike.prefix_encoder import PrefixEncoder, PrefixLinear, add_columns, refuse_unprefixed, settle_prefix
@@ -106,12 +111,13 @@ class GlmLikePreTrainedModel(PreTrainedModel):
     """What all heads share: loading from any known format, saving in the native one.
 
     ``from_pretrained`` takes a folder or Hub id in any known format (glmlike, glm-10b, glm-130b, chatglm-6b, chatglm,
-    glm, glm4, llama, qwen2), and every argument transformers knows; ``generation="chatglm2"`` (or ``"chatglm3"``)
+    glm, glm4, llama, qwen2, meta), and every argument transformers knows; ``generation="chatglm2"`` (or ``"chatglm3"``)
     answers what ``rope_ratio`` means in the one case where no config field does. Pre-quantized ChatGLM folders become
-    floats, or stay integers with ``quantization_config=GlmIntConfig(dequantize=False)``. GLM-130B's folders of rank
-    files have no config.json; ``spec`` (a name such as ``"glm-130b"``, or a DecoderSpec) says their decoder where they
-    have no ``model_config.json`` either and their shapes leave it open. ``save_pretrained`` writes native names and a
-    ``glmlike`` config, whatever was loaded: what was read from fused matrices, then quantized, reloads exactly.
+    floats, or stay integers with ``quantization_config=GlmIntConfig(dequantize=False)``. Folders of rank
+    files (GLM-130B, Meta's LLaMA) have no config.json; ``spec`` (a name such as ``"glm-130b"``, or a DecoderSpec) says
+    their decoder where no ``model_config.json`` or ``params.json`` does and their shapes leave it open.
+    ``save_pretrained`` writes native names and a ``glmlike`` config, whatever was loaded: what was read from fused
+    matrices, then quantized, reloads exactly.
     """
 
     config: GlmLikeConfig
@@ -161,6 +167,7 @@ class GlmLikePreTrainedModel(PreTrainedModel):
         opened = open_folder(pretrained_model_name_or_path, config, spec, kwargs)
         if opened is not None:
             pretrained_model_name_or_path, config, kwargs["state_dict"] = None, *opened
+        require_readable(pretrained_model_name_or_path, kwargs)
         config = resolve_config(pretrained_model_name_or_path, config, generation, kwargs)
         config = resolve_files(pretrained_model_name_or_path, config, kwargs)
         return_info = kwargs.pop("output_loading_info", False)
@@ -184,6 +191,18 @@ class GlmLikePreTrainedModel(PreTrainedModel):
             require_decoder(model, info, where)
         warn_about_cpu_float16(model, where)
         return (model, info) if return_info else model
+
+    def load_adapter(self, peft_model_id: str | PathLike[str] | None = None, *args: Any, **kwargs: Any) -> Any:
+        """As in transformers; a LoRA adapter of another layout is put onto the native modules (glmlike.load_adapter).
+
+        Raises:
+            ConfigError, CheckpointError: it is of another decoder, or has no exact translation, or has DoRA magnitudes,
+                which transformers leaves out without an error.
+        """
+        with native_folder(self, peft_model_id) as folder:
+            info = super().load_adapter(None if folder is None else str(folder), *args, **kwargs)
+        require_magnitudes(info, str(peft_model_id))
+        return info
 
     def _init_weights(self, module: nn.Module) -> None:
         super()._init_weights(module)
@@ -341,12 +360,16 @@ class GlmLikeForCausalLM(GlmLikePreTrainedModel, InfillingGenerationMixin, ChatM
         use_cache: bool | None = None,
         logits_to_keep: int | Tensor = 0,
         seq_idx: Tensor | None = None,
+        skip_logits: bool | None = None,
         **kwargs: Any,
     ) -> CausalLMOutputWithPast:
         r"""
         seq_idx (`torch.Tensor` of shape `(batch_size, sequence_length)`, *optional*):
             Which of the samples packed into a row each token belongs to: samples do not see each other, and each has
             positions of its own. No cache is built then, and none may be given.
+        skip_logits (`bool`, *optional*):
+            With `labels`: `True` makes the loss alone, `False` the logits first. By default a model in training makes
+            the loss without logits, at the labelled tokens only, and logits when the output's are read.
         """
         outputs: BaseModelOutputWithPast = self.model(
             input_ids=input_ids,
@@ -357,18 +380,39 @@ class GlmLikeForCausalLM(GlmLikePreTrainedModel, InfillingGenerationMixin, ChatM
             seq_idx=seq_idx,
             **{**kwargs, CACHE: past_key_values},
         )
-        kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
-        logits = self.lm_head(outputs.last_hidden_state[:, kept, :])
-        loss = None
-        if labels is not None:
-            loss = self.loss_function(logits=logits, labels=labels, vocab_size=self.config.vocab_size, **kwargs)
-        return CausalLMOutputWithPast(
+        hidden_states = outputs.last_hidden_state
+        loss, logits, output_class = None, None, CausalLMOutputWithPast
+        whole = isinstance(logits_to_keep, int) and logits_to_keep == 0
+        if labels is not None and whole and self._makes_loss_alone(hidden_states, skip_logits):
+            weight = self.lm_head.weight
+            loss = causal_lm_loss(hidden_states, weight, labels, **kwargs)
+            if not skip_logits:
+                logits, output_class = DeferredLogits(hidden_states, weight), LossOutput
+        else:
+            kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
+            logits = self.lm_head(hidden_states[:, kept, :])
+            if labels is not None:
+                loss = self.loss_function(logits=logits, labels=labels, vocab_size=self.config.vocab_size, **kwargs)
+        return output_class(
             loss=loss,
             logits=logits,
             **{CACHE: getattr(outputs, CACHE)},
             hidden_states=outputs.hidden_states,
             attentions=outputs.attentions,
         )
+
+    def _makes_loss_alone(self, hidden_states: Tensor, skip_logits: bool | None) -> bool:
+        """Whether the loss comes from glmlike.loss rather than from logits.
+
+        Not if the config says so; not in evaluation, where logits are wanted too, unless asked; not within a compiled
+        graph, which is kept whole; not with a loss function of one's own; and not if the head is anything but a matrix:
+        adapters, quantization, offloading and sharding act when the module is called.
+        """
+        if not self.config.chunked_loss or not (self.training if skip_logits is None else skip_logits):
+            return False
+        if torch.compiler.is_compiling() or hidden_states.is_meta or self.loss_function is not ForCausalLMLoss:
+            return False
+        return type(hidden_states) is Tensor and is_plain_head(self.lm_head)
 
 
 class GlmLikeForSequenceClassification(GenericForSequenceClassification, GlmLikePreTrainedModel):

@@ -1,9 +1,10 @@
-"""Registration with transformers' Auto classes and pipelines, as late as possible.
+"""Registration with transformers' Auto classes and pipelines, and with PEFT's tables, as late as possible.
 
 Importing transformers' Auto classes costs seconds, and its pipelines some more, so ``import glmlike`` does neither.
 What is loaded already is registered with at once. For the rest a finder at the front of ``sys.meta_path`` watches,
 registers when the outermost import of a transformers or glmlike module has finished (never in the middle of one, where
-names are missing), and removes itself when all is done. It finds nothing of its own and changes no module.
+names are missing), and removes itself when all is done. It finds nothing of its own and changes no module. A second one
+waits for PEFT, which many programs never import.
 """
 
 from __future__ import annotations
@@ -17,7 +18,9 @@ from typing import Any
 
 _AUTO_CONFIG = "transformers.models.auto.configuration_auto"
 _AUTO_MODEL = "transformers.models.auto.modeling_auto"
+_AUTO_TOKENIZER = "transformers.models.auto.tokenization_auto"
 _PIPELINES = "transformers.pipelines"
+_PEFT_TABLES = "peft.utils.constants"
 _done: set[str] = set()
 _lock = threading.RLock()
 _namespaces: list[ModuleType] = []
@@ -29,20 +32,21 @@ def register() -> None:
     Safe to call any number of times, from any process (it is also the entry point vLLM calls in each of its workers).
     """
     _remember_namespace()
-    if _register_loaded():
-        return
-    if not any(isinstance(finder, _Watcher) for finder in sys.meta_path):
-        sys.meta_path.insert(0, _Watcher())
+    for packages, actions in ((("transformers.", "glmlike."), _ACTIONS), (("peft.",), _PEFT_ACTIONS)):
+        if _register_loaded(actions):
+            continue
+        if not any(isinstance(finder, _Watcher) and finder.packages == packages for finder in sys.meta_path):
+            sys.meta_path.insert(0, _Watcher(packages, actions))
 
 
-def _register_loaded() -> bool:
+def _register_loaded(actions: dict[str, Callable[[], None]]) -> bool:
     """Register with what is fully loaded; whether nothing is left to do."""
     with _lock:
-        for module, action in _ACTIONS.items():
+        for module, action in actions.items():
             if module not in _done and _is_loaded(module):
                 _done.add(module)
                 action()
-    return len(_done) == len(_ACTIONS)
+    return _done >= actions.keys()
 
 
 def _is_loaded(name: str) -> bool:
@@ -65,8 +69,8 @@ def _register_configs() -> None:
 def _register_models() -> None:
     from transformers.models.auto import modeling_auto
 
-    from glmlike import loading, modeling
-    from glmlike.checkpoint import on_the_fly, quantizer
+    from glmlike import loading, lora, modeling
+    from glmlike.checkpoint import adapters, on_the_fly, quantizer
     from glmlike.configuration import ChatGLMConfig, GlmLikeConfig
 
     _publish(GlmLikeConfig, ChatGLMConfig)
@@ -86,8 +90,27 @@ def _register_models() -> None:
             _publish(getattr(modeling, name))
     on_the_fly.register()
     loading.folder_readers["glm-130b"] = on_the_fly.open_folder
+    loading.use_file_check(on_the_fly.require_readable)
     loading.use_key_mapping(on_the_fly.key_mapping)
     quantizer.register()
+    lora.adapter_readers[:] = [adapters.write_native]
+
+
+def _register_tokenizers() -> None:
+    """By name alone, under a config that no checkpoint has.
+
+    Under the config of a checkpoint, ``trust_remote_code=True`` would run the folder's own tokenizer; a name that is
+    known, of a class outside transformers, wins over it (``explicit_local_code`` in tokenization_auto.py).
+    """
+    from transformers import AutoTokenizer, PreTrainedConfig
+
+    from glmlike.tokenization.tokenizer import HUB_CLASSES
+
+    class TokenizerNames(PreTrainedConfig):
+        model_type = "glmlike-tokenizer-names"
+
+    for tokenizer in HUB_CLASSES:
+        AutoTokenizer.register(TokenizerNames, tokenizer, exist_ok=True)
 
 
 def _register_pipeline() -> None:
@@ -96,12 +119,21 @@ def _register_pipeline() -> None:
     register()
 
 
+def _register_peft() -> None:
+    from glmlike.lora import register_targets
+
+    register_targets(sys.modules[_PEFT_TABLES])
+
+
 _ACTIONS: dict[str, Callable[[], None]] = {
     _AUTO_CONFIG: _register_configs,
     _AUTO_MODEL: _register_models,
+    _AUTO_TOKENIZER: _register_tokenizers,
     _PIPELINES: _register_pipeline,
 }
 """What is done once a module of transformers is there; each costs seconds to load, so none is loaded for it."""
+_PEFT_ACTIONS: dict[str, Callable[[], None]] = {_PEFT_TABLES: _register_peft}
+"""The same for PEFT."""
 
 
 def _publish(*classes: type) -> None:
@@ -123,15 +155,16 @@ def _remember_namespace() -> None:
 
 
 class _Watcher:
-    """A meta-path finder that only notices when the outermost import of a transformers or glmlike module ends."""
+    """A meta-path finder that only notices when the outermost import of a module of ``packages`` ends."""
 
-    def __init__(self) -> None:
+    def __init__(self, packages: tuple[str, ...], actions: dict[str, Callable[[], None]]) -> None:
+        self.packages, self._actions = packages, actions
         self._local = threading.local()
 
     def find_spec(
         self, name: str, path: Sequence[str] | None = None, target: ModuleType | None = None
     ) -> ModuleSpec | None:
-        if not name.startswith(("transformers.", "glmlike.")):
+        if not name.startswith(self.packages):
             return None
         _remember_namespace()
         spec = next(filter(None, (f.find_spec(name, path, target) for f in sys.meta_path if f is not self)), None)
@@ -162,7 +195,7 @@ class _Watcher:
         if initializing:
             spec._initializing = False  # type: ignore[union-attr]
         try:
-            finished = _register_loaded()
+            finished = _register_loaded(self._actions)
         finally:
             if initializing:
                 spec._initializing = True  # type: ignore[union-attr]

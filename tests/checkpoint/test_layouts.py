@@ -7,7 +7,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from glmlike.checkpoint.layouts import Cropped, Fused, Layout, PerHead, Repeated, Same, same_bits
+from glmlike.checkpoint.layouts import Cropped, Fused, Layout, Neighbours, PerHead, Repeated, Same, same_bits
 from glmlike.errors import CheckpointError
 
 DTYPES = st.sampled_from([torch.float32, torch.float16, torch.bfloat16, torch.float64, torch.int8])
@@ -26,8 +26,11 @@ def cases(draw: st.DrawFn) -> tuple[Layout, list[torch.Tensor]]:
     dtype, columns, seed = draw(DTYPES), draw(st.integers(1, 5)), draw(st.integers(0, 99))
     rows = draw(st.lists(st.integers(1, 6), min_size=1, max_size=4))
     heads, head_dim = draw(st.integers(1, 3)), draw(st.integers(1, 3))
-    layout = draw(st.sampled_from([Same(), Fused(tuple(rows)), Repeated(2), Repeated(3), PerHead(heads, head_dim)]))
+    simple = [Same(), Fused(tuple(rows)), Repeated(2), Repeated(3)]
+    layout = draw(st.sampled_from([*simple, PerHead(heads, head_dim), Neighbours(2 * head_dim)]))
     sizes = rows if isinstance(layout, Fused) else rows[:1]
+    if isinstance(layout, Neighbours):
+        sizes = [heads * 2 * head_dim]
     if isinstance(layout, PerHead):
         sizes = [heads * head_dim] * 3
     return layout, [random_tensor((size, columns), dtype, seed + i) for i, size in enumerate(sizes)]
@@ -48,6 +51,14 @@ def test_fused_to_native_and_back_is_the_identity(sizes: list[int], dtype: torch
     whole = random_tensor((sum(sizes), 3), dtype, 1)
     layout = Fused(tuple(sizes))
     assert same_bits(layout.to_foreign(layout.to_native([whole]))[0], whole)
+
+
+def test_halves_become_neighbours() -> None:
+    """Rows [0 1 | 2 3] of one head rotate as (0, 2) and (1, 3): those stand side by side."""
+    (found,) = Neighbours(head_dim=4).to_foreign([torch.arange(8.0).reshape(8, 1)])
+    assert found.flatten().tolist() == [0, 2, 1, 3, 4, 6, 5, 7]
+    with pytest.raises(CheckpointError, match="found 6 rows, expected heads of 4, in pairs"):
+        Neighbours(head_dim=4).to_native([found[:6]])
 
 
 def test_heads_are_taken_apart() -> None:

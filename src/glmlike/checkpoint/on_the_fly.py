@@ -2,7 +2,7 @@
 
 One mapping serves all formats: their foreign names are disjoint or mean the same, and native names match no pattern and
 pass through. Patterns come from the rules; sizes come at load time from the spec of the model that is being filled.
-Folders that transformers cannot open at all (GLM-130B's rank files) are handed over as native tensors not yet made.
+Folders that transformers cannot open at all (rank files) are handed over as native tensors not yet made.
 """
 
 from __future__ import annotations
@@ -19,13 +19,15 @@ import torch
 from transformers.conversion_mapping import register_checkpoint_conversion_mapping
 from transformers.core_model_loading import ConversionOps, WeightConverter, WeightRenaming
 
-from glmlike.checkpoint.convert import Detection, detect, to_native
+from glmlike.checkpoint.detection import Detection, detect, to_native
 from glmlike.checkpoint.formats import TABLES, table_of
+from glmlike.checkpoint.inside import require_inside
 from glmlike.checkpoint.layouts import Cropped, Layout
 from glmlike.checkpoint.lazy import LazyStep, LazyTensor
 from glmlike.checkpoint.native import native_shapes
-from glmlike.checkpoint.ranks import is_ranked
+from glmlike.checkpoint.ranked import ranked_format
 from glmlike.checkpoint.rules import Rule, scales_of
+from glmlike.checkpoint.shards import tensors_of
 from glmlike.errors import CheckpointError, conversion_failures
 from glmlike.hub_json import Format, cannot_express, carried_fields, write_config
 from glmlike.spec import DecoderSpec
@@ -66,13 +68,19 @@ def mapping() -> list[Any]:
 def open_folder(folder: Path, spec: Any) -> tuple[dict[str, Any], dict[str, Any]] | None:
     """The config fields and the native tensors, made when indexed, of a folder that only :func:`detect` can read.
 
-    None for any other folder. ``spec`` is that of :func:`~glmlike.checkpoint.convert.detect`, whose errors are raised.
+    None for any other folder. ``spec`` is that of :func:`~glmlike.checkpoint.detection.detect`, whose errors are
+    raised.
     """
-    if (folder / "config.json").exists() or not is_ranked(folder):
+    if ranked_format(folder) is None:
         return None
     found = detect(folder, spec=spec)
     fields = {**write_config(found.spec, "glmlike"), **carried_fields(found.config)}
     return fields, lazy_tensors(found)
+
+
+def require_readable(path: Path) -> None:
+    """Raise CheckpointError if a file that transformers is going to unpickle is not one of plain tensors."""
+    tensors_of(require_inside(path, path.parent))
 
 
 def lazy_tensors(found: Detection) -> dict[str, LazyTensor]:
@@ -98,7 +106,7 @@ def _rules() -> Iterator[tuple[Format, Rule]]:
             continue
         spec = _TINY.replace(residual=residual, qkv_bias=qkv, output_bias=output, mlp_bias=mlp, **pairing)
         for name, fmt in TABLES.items():
-            if not cannot_express(spec, name):
+            if not fmt.splits and not cannot_express(spec, name):  # rank files are never opened by transformers
                 yield from ((name, rule) for rule in fmt.table(spec))
     yield from (("chatglm", rule) for rule in TABLES["chatglm"].table(_TINY.replace(**_PREFIX)))
     for name, kind in (("chatglm-6b", {**_CHATGLM_6B, **_PREFIX}), ("glm-10b", _GLM_10B)):

@@ -1,25 +1,24 @@
-"""Reading and writing tensor-parallel folders: ``latest``, ``<iteration>/mp_rank_XX_model_states.pt``.
+"""Reading the files of tensor-parallel ranks: torch zip files, each with a piece of every tensor.
 
-Each rank file is a torch zip file with the weights under "module" (DeepSpeed's layout, which SwissArmyTransformer and
-Megatron write). Files are mapped, so a tensor is read when it is asked for; the ranks' pieces are joined then.
-Nothing here knows what a tensor means: how its pieces join is a :class:`~glmlike.checkpoint.splits.Split` by its name.
+A piece is read when it is asked for; the ranks' pieces are joined then. Nothing here knows what a tensor means, or how
+the files are named: how the pieces of a tensor join is a :class:`~glmlike.checkpoint.splits.Split` by its name.
 """
 
 from __future__ import annotations
 
-import re
-import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path, PurePosixPath
-from pickle import UnpicklingError
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import TYPE_CHECKING
 
-from glmlike.checkpoint.headers import TensorInfo, refuse_lfs_pointer
+from glmlike.checkpoint.headers import TensorInfo
+from glmlike.checkpoint.inside import require_inside
 from glmlike.checkpoint.layouts import Shape
 from glmlike.checkpoint.quantized import SCALE
 from glmlike.checkpoint.shards import Checkpoint
-from glmlike.checkpoint.splits import Replicated, Split
+from glmlike.checkpoint.splits import Cut, Replicated, Split
+from glmlike.checkpoint.streams import Dequantized, Stream, first_difference
+from glmlike.checkpoint.torch_zip import TorchZip, read_torch_zip
 from glmlike.errors import CheckpointError
 from glmlike.integers import dequantize
 
@@ -27,52 +26,24 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 SplitOf = Callable[[str], Split | None]
+Shapes = Mapping[str, Shape]
 
-_LATEST = "latest"
-_RANK_FILE = re.compile(r"mp_rank_(\d+)_model_states\.pt")
-_FLOATS = ("float16", "bfloat16", "float32", "float64")
-_KEPT_MAPPED = 2**29  # bytes read before the files are mapped anew: pages that were read count as memory until then
-
-
-def is_ranked(folder: Path) -> bool:
-    """Whether a folder looks like this kind, whole or not."""
-    return (folder / _LATEST).exists() or any(any(folder.glob(f"{depth}mp_rank_*.pt")) for depth in ("", "*/"))
+_FLOATS = ("F16", "BF16", "F32", "F64")
+_SMALL = 2**20
 
 
-def rank_files(folder: Path) -> tuple[Path, ...]:
-    """The rank files that ``latest`` points to, in order of their ranks.
+@dataclass(frozen=True)
+class RankLayout:
+    """How a folder of rank files is written: ``files`` in order of their ranks, and how each tensor is cut over them.
 
-    Raises:
-        CheckpointError: ``latest`` is absent, or names no folder here, or a rank below the highest is missing.
+    ``under`` is the key of the tensors in each file (None: they are the file's dict); ``texts`` are small files beside
+    them, by name.
     """
-    iteration = folder / _iteration(folder)
-    if not iteration.is_dir():
-        raise CheckpointError(f"{folder / _LATEST}: points to {iteration.name!r}, which is not a folder beside it.")
-    matches = [(match, path) for path in iteration.iterdir() if (match := _RANK_FILE.fullmatch(path.name))]
-    ranks = {int(match[1]): path for match, path in matches}
-    if not ranks or len(ranks) != len(matches):
-        raise CheckpointError(f"{iteration}: {len(matches)} files mp_rank_XX_model_states.pt, expected one a rank.")
-    missing = sorted(set(range(max(ranks) + 1)) - ranks.keys())
-    if missing:
-        raise CheckpointError(
-            f"{iteration}: mp_rank_{missing[0]:02d}_model_states.pt is missing, though rank {max(ranks)} is there. "
-            "Every rank holds a part of each matrix; download all."
-        )
-    return tuple(ranks[rank] for rank in sorted(ranks))
 
-
-def _iteration(folder: Path) -> str:
-    path = folder / _LATEST
-    if not path.is_file():
-        raise CheckpointError(
-            f"{path}: not there, though rank files are. Pass the folder above the one with the rank files, and let "
-            f"its file {_LATEST!r} hold that folder's name."
-        )
-    refuse_lfs_pointer(path)
-    name = path.read_bytes()[:256].decode("utf8", "replace").strip()
-    if name != PurePosixPath(name).name or "\\" in name or "\0" in name or name in ("", ".", ".."):
-        raise CheckpointError(f"{path}: holds {name!r}, expected the plain name of a folder beside it, such as 49300.")
-    return name
+    files: tuple[str, ...]
+    under: str | None
+    split_of: SplitOf
+    texts: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass
@@ -84,10 +55,9 @@ class RankedCheckpoint(Checkpoint):
     is dequantized before they are joined.
     """
 
+    ranks: dict[Path, TorchZip] = field(default_factory=dict, repr=False)
     split_of: SplitOf = field(default=lambda name: None, repr=False)
     bits: int | None = None
-    _mapped: int = 0
-    _lock: Any = field(default_factory=threading.Lock, repr=False)
 
     def read(self, name: str) -> Tensor:
         """One whole tensor; see the class.
@@ -97,153 +67,168 @@ class RankedCheckpoint(Checkpoint):
         """
         if name not in self.tensors:
             raise CheckpointError(f"{self.folder}: no file holds {name!r}.")
-        split = self.split_of(name)
+        stored = self.tensors[name].name
+        split = self.split_of(stored)
         paths = self.files if split is not None else self.files[:1]
-        pieces = [self._piece(path, name) for path in paths]
+        pieces = [self._piece(self.ranks[path], stored) for path in paths]
         try:
             return pieces[0] if split is None else split.join(pieces)
         except CheckpointError as error:
             raise CheckpointError(f"{self.folder}: {name!r}: {error}. Download the rank files again.") from None
 
-    def _piece(self, path: Path, name: str) -> Tensor:
-        with self._lock:
-            if self._mapped > _KEPT_MAPPED:
-                self._handles.clear()
-                self._mapped = 0
-            if path not in self._handles:
-                self._handles[path] = load_rank(path)
-            module = self._handles[path]
-            self._mapped += module[name].nbytes
-        piece: Tensor = module[name]
-        if name + SCALE not in module:
+    def _piece(self, rank: TorchZip, name: str) -> Tensor:
+        piece = rank.get_tensor(name)
+        if name + SCALE not in rank.infos:
             return piece
-        scale = module[name + SCALE]
+        scale = rank.get_tensor(name + SCALE)
         return dequantize(piece, scale, self.bits or 8, scale.dtype)
+
+    def stream(self, name: str) -> Stream:
+        """The bytes of one whole tensor, joined from the ranks' pieces row by row; integers are dequantized first."""
+        if name not in self.tensors:
+            raise CheckpointError(f"{self.folder}: no file holds {name!r}.")
+        info = self.tensors[name]
+        split, pieces = self.split_of(info.name), self._pieces(name)
+        if split is None:
+            return pieces[0]
+        joined = split.join_streams(pieces)
+        if joined.shape != info.shape:
+            raise CheckpointError(f"{self.folder}: {name!r}: pieces of {joined.shape}, expected {info.shape}.")
+        return joined
+
+    def stored(self, path: Path, name: str) -> Stream:
+        return self.ranks[path].stream(name)
+
+    def parts(self, name: str) -> list[tuple[Path, str]]:
+        stored = self.tensors[name].name
+        paths = self.files if self.split_of(stored) is not None else self.files[:1]
+        scaled = stored + SCALE in self.ranks[self.files[0]].infos
+        names = (stored, stored + SCALE) if scaled else (stored,)
+        return [(path, part) for path in paths for part in names]
+
+    def _pieces(self, name: str) -> list[Stream]:
+        stored = self.tensors[name].name
+        paths = self.files if self.split_of(stored) is not None else self.files[:1]
+        return [self._piece_stream(self.ranks[path], stored) for path in paths]
+
+    def _piece_stream(self, rank: TorchZip, name: str) -> Stream:
+        piece = rank.stream(name)
+        if name + SCALE not in rank.infos:
+            return piece
+        scale = rank.stream(name + SCALE)
+        return Dequantized(piece, scale, self.bits or 8, scale.dtype)
+
+    def require_equal_copies(self, at_most: int) -> None:
+        """Pieces that several ranks hold are the same to the bit; ``at_most`` bytes of two are in memory at a time.
+
+        Raises:
+            CheckpointError: two differ.
+        """
+        for name, info in self.tensors.items():
+            split = self.split_of(info.name)
+            if isinstance(split, Cut) and split.copies > 1:
+                self._require_equal(name, split.copies, at_most)
 
     def require_equal_replicas(self) -> None:
         """Raise CheckpointError if a tensor that every rank holds whole differs between ranks; these are small."""
-        for name in self.tensors:
-            if isinstance(self.split_of(name), Replicated):
-                self.read(name)
+        for name, info in self.tensors.items():
+            if isinstance(self.split_of(info.name), Replicated):
+                self._require_equal(name, len(self.files), _SMALL)
+
+    def _require_equal(self, name: str, copies: int, at_most: int) -> None:
+        pieces = self._pieces(name)
+        for first in range(0, len(pieces), copies):
+            if first_difference(pieces[first : first + copies], at_most) is not None:
+                raise CheckpointError(
+                    f"{self.folder}: {name!r}: the {copies} ranks hold different copies. Download the rank files again."
+                )
 
 
 def open_ranks(
-    folder: Path, split_of: SplitOf, bits_of: Callable[[Mapping[str, Shape]], int | None]
+    folder: Path,
+    files: Sequence[Path],
+    under: str | None,
+    splits_of: Callable[[Shapes, int], SplitOf],
+    bits_of: Callable[[Shapes], int | None] = lambda shapes: None,
 ) -> RankedCheckpoint:
-    """The checkpoint of a folder: every rank file opened and compared with the first, no tensor read.
+    """The checkpoint of rank files: every file opened and compared with the first, no tensor read.
 
-    ``bits_of`` says from the shapes of one rank's tensors how its integers are packed (None: it has none).
+    ``under`` is the key that each file's tensors are under (None: they are the file's dict). ``splits_of`` says from
+    the shapes of one rank's tensors and the number of ranks how each is cut; ``bits_of`` from the shapes how its
+    integers are packed (None: it has none).
 
     Raises:
         CheckpointError: a file is missing, damaged or not a rank's, or two ranks do not hold pieces of one shape.
     """
-    files = rank_files(folder)
-    modules = {path: load_rank(path) for path in files}
+    ranks = {path: read_torch_zip(require_inside(path, folder), under) for path in files}
     first, *others = files
     for other in others:
-        _require_alike(modules[first], modules[other], first, other)
-    bits = bits_of({name: tuple(tensor.shape) for name, tensor in modules[first].items()})
-    tensors = dict(_infos(modules[first], first, split_of, bits, len(files)))
-    return RankedCheckpoint(folder, files, tensors, dict(modules), split_of=split_of, bits=bits)
+        _require_alike(ranks[first].infos, ranks[other].infos, first, other)
+    shapes = {name: info.shape for name, info in ranks[first].infos.items()}
+    bits, split_of = bits_of(shapes), splits_of(shapes, len(files))
+    tensors = dict(_infos(ranks[first].infos, first, split_of, bits, len(files)))
+    return RankedCheckpoint(folder, tuple(files), tensors, ranks=ranks, split_of=split_of, bits=bits)
 
 
-def load_rank(path: Path) -> dict[str, Tensor]:
-    """The weights of one rank file, mapped; no code in it is run.
+def numbered(files: Mapping[int, Path], name: Callable[[int], str], where: Path) -> tuple[Path, ...]:
+    """The rank files in order of their numbers.
 
     Raises:
-        CheckpointError: a Git LFS pointer, not a torch zip file of plain tensors, or without "module".
+        CheckpointError: a number below the highest is missing.
     """
-    import torch
-
-    refuse_lfs_pointer(path)
-    with path.open("rb") as file:
-        if file.read(2) != b"PK":
-            raise CheckpointError(
-                f"{path}: not a zip file, as torch.save writes since version 1.6: damaged, or of an older torch. "
-                "Download it again, or save it anew."
-            )
-    try:
-        found = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-    except (UnpicklingError, RuntimeError, EOFError, ValueError, LookupError, TypeError, AttributeError) as error:
-        first_line = (str(error).splitlines() or [type(error).__name__])[0]
+    missing = sorted(set(range(max(files) + 1)) - files.keys())
+    if missing:
         raise CheckpointError(
-            f"{path}: damaged, or not plain tensors ({first_line}); nothing in it was executed. Download it again."
-        ) from None
-    module = found.get("module") if isinstance(found, dict) else None
-    if not isinstance(module, dict) or not all(isinstance(value, torch.Tensor) for value in module.values()):
-        what = f"a dict of {sorted(map(str, found))[:4]}" if isinstance(found, dict) else type(found).__name__
-        raise CheckpointError(f"{path}: holds {what}, expected a dict with the tensors of one rank under 'module'.")
-    return module
+            f"{where}: {name(missing[0])} is missing, though rank {max(files)} is there. Every rank holds a part of "
+            "each matrix; download all."
+        )
+    return tuple(files[rank] for rank in sorted(files))
 
 
-def _require_alike(first: Mapping[str, Tensor], other: Mapping[str, Tensor], path: Path, other_path: Path) -> None:
+def _require_alike(
+    first: Mapping[str, TensorInfo], other: Mapping[str, TensorInfo], path: Path, other_path: Path
+) -> None:
     unlike = sorted(first.keys() ^ other.keys())
     if unlike:
         lacking = other_path if unlike[0] in first else path
         raise CheckpointError(f"{lacking}: lacks {unlike[0]!r}, which another rank has. Download the rank files again.")
-    for name, tensor in first.items():
-        mine, theirs = ((str(found.dtype), list(found.shape)) for found in (tensor, other[name]))
-        if mine != theirs:
+    for name, mine in first.items():
+        theirs = other[name]
+        if (mine.dtype, mine.shape) != (theirs.dtype, theirs.shape):
             raise CheckpointError(
-                f"{other_path}: {name!r} is {theirs[0]} {theirs[1]}, but {mine[0]} {mine[1]} in {path.name}: ranks of "
-                "different tensor-parallel degrees or models. Use the files of one checkpoint."
+                f"{other_path}: {name!r} is {theirs.dtype} {list(theirs.shape)}, but {mine.dtype} {list(mine.shape)} "
+                f"in {path.name}: ranks of different tensor-parallel degrees or models. Use those of one checkpoint."
             )
 
 
 def _infos(
-    module: Mapping[str, Tensor], path: Path, split_of: SplitOf, bits: int | None, ranks: int
+    rank: Mapping[str, TensorInfo], path: Path, split_of: SplitOf, bits: int | None, ranks: int
 ) -> Iterator[tuple[str, TensorInfo]]:
-    for name, tensor in module.items():
-        if name.endswith(SCALE) and name.removesuffix(SCALE) in module:
+    """Each whole tensor; where it is one stretch of the first file, as a copy or as the only piece, with its span."""
+    for name, info in rank.items():
+        if name.endswith(SCALE) and name.removesuffix(SCALE) in rank:
             continue
-        dtype, shape = str(tensor.dtype).removeprefix("torch."), tuple(tensor.shape)
-        if name + SCALE in module:
-            _require_rows_of_integers(name, module, path)
-            dtype, shape = f"int{bits}", (shape[0], shape[1] * 8 // (bits or 8))
+        dtype, shape = info.dtype, info.shape
+        if name + SCALE in rank:
+            _require_rows_of_integers(info, rank[name + SCALE], path)
+            dtype, shape = f"I{bits}", (shape[0], shape[1] * 8 // (bits or 8))
         elif dtype not in _FLOATS:
             raise CheckpointError(
-                f"{path}: {name!r} is {dtype} without {name + SCALE!r}; expected floating point, or int8 and "
-                "its scales."
+                f"{path}: {name!r} is {dtype} without {name + SCALE!r}; expected floating point, or I8 and its scales."
             )
         try:
             split = split_of(name)
             whole = split.whole_shape(shape, ranks) if split is not None else shape
         except CheckpointError as error:
             raise CheckpointError(f"{path}: {name!r}: {error}.") from None
-        yield name, TensorInfo(name, dtype, whole, path)
+        here = (whole, dtype) == (info.shape, info.dtype) and name + SCALE not in rank
+        yield name, info if here else TensorInfo(name, dtype, whole, path)
 
 
-def _require_rows_of_integers(name: str, module: Mapping[str, Tensor], path: Path) -> None:
-    weight, scale = module[name], module[name + SCALE]
-    dtypes = [str(tensor.dtype).removeprefix("torch.") for tensor in (weight, scale)]
-    if weight.ndim != 2 or scale.shape != weight.shape[:1] or dtypes[0] != "int8" or dtypes[1] not in _FLOATS:
+def _require_rows_of_integers(weight: TensorInfo, scale: TensorInfo, path: Path) -> None:
+    is_rows = len(weight.shape) == 2 and scale.shape == weight.shape[:1]
+    if not is_rows or weight.dtype != "I8" or scale.dtype not in _FLOATS:
         raise CheckpointError(
-            f"{path}: {name!r} is {dtypes[0]} {list(weight.shape)} with scales {dtypes[1]} {list(scale.shape)}; "
-            "expected int8 rows and one floating-point scale for each."
+            f"{path}: {weight.name!r} is {weight.dtype} {list(weight.shape)} with scales {scale.dtype} "
+            f"{list(scale.shape)}; expected I8 rows and one floating-point scale for each."
         )
-
-
-def write_ranks(
-    folder: Path, tensors: Callable[[], Iterator[tuple[str, Tensor]]], split_of: SplitOf, ranks: int
-) -> tuple[int, int]:
-    """Write ``ranks`` rank files, one after another, and ``latest``; the tensors and bytes written.
-
-    ``tensors`` is called once for each rank, whose share of every tensor is then held in memory until it is saved.
-    """
-    import torch
-
-    iteration = folder / "1"
-    iteration.mkdir()
-    count = size = 0
-    for rank in range(ranks):
-        module = {name: _share(split_of(name), whole, rank, ranks) for name, whole in tensors()}
-        torch.save({"module": module}, iteration / f"mp_rank_{rank:02d}_model_states.pt")
-        count += len(module)
-        size += sum(tensor.nbytes for tensor in module.values())
-    (folder / _LATEST).write_text(iteration.name, encoding="utf8")
-    return count, size
-
-
-def _share(split: Split | None, whole: Tensor, rank: int, ranks: int) -> Tensor:
-    """One rank's piece as memory of its own: a view would be saved with all that it is a view of."""
-    return (whole if split is None else split.cut(whole, ranks)[rank]).clone()

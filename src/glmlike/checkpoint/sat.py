@@ -1,24 +1,31 @@
 """GLM-130B's SwissArmyTransformer folders: which decoder the rank files are, and their tensors.
 
-Such a folder has no config.json. Its ``model_config.json`` says the decoder, or a spec that is passed, or the shapes of
-its tensors do; each is checked against the shapes.
+``latest`` names a folder of ``mp_rank_XX_model_states.pt`` files with the weights under "module" (DeepSpeed's layout,
+which SwissArmyTransformer and Megatron write). There is no config.json: ``model_config.json`` says the decoder, or a
+spec that is passed, or the shapes of its tensors do; each is checked against the shapes.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 from glmlike.checkpoint.formats import TABLES
+from glmlike.checkpoint.given import by_name, label
+from glmlike.checkpoint.headers import TORCH_NAMES, refuse_lfs_pointer
+from glmlike.checkpoint.inside import require_inside
 from glmlike.checkpoint.quantized import SCALE
-from glmlike.checkpoint.ranks import RankedCheckpoint, open_ranks
+from glmlike.checkpoint.ranks import RankedCheckpoint, RankLayout, numbered, open_ranks
 from glmlike.checkpoint.shards import read_json
 from glmlike.errors import CannotExpressError, CheckpointError, ConfigError
 from glmlike.hub_json import cannot_express, read_spec, sat
 from glmlike.published import PUBLISHED
 from glmlike.spec import DecoderSpec
 
+_LATEST = "latest"
+_RANK_FILE = re.compile(r"mp_rank_(\d{1,4})_model_states\.pt")
 ARGUMENTS = "model_config.json"
 _EMBEDDING, _NORM = "transformer.word_embeddings.weight", "transformer.final_layernorm.weight"
 _FIRST = "transformer.layers.0."
@@ -40,46 +47,66 @@ def open_folder(
         ConfigError: arguments, ``given`` spec and shapes contradict each other, or do not settle the decoder.
         CheckpointError: the rank files are damaged, incomplete, or of different checkpoints.
     """
-    checkpoint = open_ranks(folder, TABLES["glm-130b"].split_of, _bits)
+    splits = TABLES["glm-130b"].split_of
+    checkpoint = open_ranks(folder, rank_files(folder), "module", lambda shapes, ranks: splits, _bits)
     shapes = {name: info.shape for name, info in checkpoint.tensors.items()}
     _require_every_rank(checkpoint, shapes)
-    arguments = _arguments(folder)
-    spec, said_by = _settle(folder, arguments, given, shapes)
+    said = _arguments(folder)
+    spec, said_by = _settle(folder, said, given, shapes)
     if given is None and _has_unrounded_angles(checkpoint):
         spec = spec.replace(rotary_precision="float32")
     checkpoint.require_equal_replicas()
-    config = {"model_class": "GLM130B", "vocab_size": spec.vocab_size, **arguments}
+    config = {"model_class": "GLM130B", "vocab_size": spec.vocab_size, **said}
     dtypes = (checkpoint.tensors[name].dtype for name in (_EMBEDDING, _NORM))
-    return spec, {**config, "dtype": next(dtype for dtype in dtypes if "float" in dtype)}, said_by, checkpoint
+    dtype = TORCH_NAMES[next(dtype for dtype in dtypes if "F" in dtype)]
+    return spec, {**config, "dtype": dtype}, said_by, checkpoint
 
 
-def require_agreement(found: DecoderSpec, given: str | DecoderSpec | None, where: Path) -> None:
-    """Raise ConfigError if a spec is passed and a config says another decoder."""
-    differences = {} if given is None else found.differences(by_name(given))
-    if differences:
-        raise ConfigError(f"{where} and spec= contradict each other: {differences}. Correct one, or leave spec= out.")
+def layout(spec: DecoderSpec, ranks: int) -> RankLayout:
+    """How ``ranks`` rank files are written, in the folder that ``latest`` names."""
+    files = tuple(f"1/mp_rank_{rank:02d}_model_states.pt" for rank in range(ranks))
+    return RankLayout(files, "module", TABLES["glm-130b"].split_of, {_LATEST: "1"})
 
 
-def require_divisible(spec: DecoderSpec, ranks: int) -> None:
-    """Raise ConfigError unless ``ranks`` ranks can each hold whole heads and equal pieces of every matrix."""
-    if not isinstance(ranks, int) or isinstance(ranks, bool) or not 1 <= ranks <= 99:
-        raise ConfigError(f"tensor_parallel={ranks!r}: expected a whole number from 1 to 99.")
-    for name in ("num_attention_heads", "intermediate_size", "vocab_size"):
-        if getattr(spec, name) % ranks:
-            raise ConfigError(
-                f"tensor_parallel={ranks}: does not divide {name}={getattr(spec, name)}. Pass one that does."
-            )
+def arguments(config: Mapping[str, Any], ranks: int) -> dict[str, Any]:
+    """What ``model_config.json`` says: ``config``, and the number of ranks."""
+    return {**config, "model_parallel_size": ranks}
 
 
-def by_name(given: str | DecoderSpec) -> DecoderSpec:
-    """The spec that is passed, itself or by its name in :mod:`glmlike.published`."""
-    if isinstance(given, str):
-        if given not in PUBLISHED:
-            raise ConfigError(f"spec={given!r}: expected one of {', '.join(PUBLISHED)}, or a DecoderSpec.")
-        return PUBLISHED[given].spec
-    if not isinstance(given, DecoderSpec):
-        raise ConfigError(f"spec={given!r}: expected a name such as 'glm-130b', or a DecoderSpec.")
-    return given
+def is_here(folder: Path) -> bool:
+    """Whether a folder looks like this kind, whole or not."""
+    return (folder / _LATEST).exists() or any(any(folder.glob(f"{depth}mp_rank_*.pt")) for depth in ("", "*/"))
+
+
+def rank_files(folder: Path) -> tuple[Path, ...]:
+    """The rank files that ``latest`` points to, in order of their ranks.
+
+    Raises:
+        CheckpointError: ``latest`` is absent, or names no folder here, or a rank below the highest is missing.
+    """
+    iteration = folder / _iteration(folder)
+    if not iteration.is_dir():
+        raise CheckpointError(f"{folder / _LATEST}: points to {iteration.name!r}, which is not a folder beside it.")
+    matches = [(match, path) for path in iteration.iterdir() if (match := _RANK_FILE.fullmatch(path.name))]
+    ranks = {int(match[1]): path for match, path in matches}
+    if not ranks or len(ranks) != len(matches):
+        raise CheckpointError(f"{iteration}: {len(matches)} files mp_rank_XX_model_states.pt, expected one a rank.")
+    return numbered(ranks, "mp_rank_{:02d}_model_states.pt".format, iteration)
+
+
+def _iteration(folder: Path) -> str:
+    path = folder / _LATEST
+    if not path.is_file():
+        raise CheckpointError(
+            f"{path}: not there, though rank files are. Pass the folder above the one with the rank files, and let "
+            f"its file {_LATEST!r} hold that folder's name."
+        )
+    refuse_lfs_pointer(path)
+    with require_inside(path, folder).open("rb") as file:
+        name = file.read(256).decode("utf8", "replace").strip()
+    if name != PurePosixPath(name).name or "\\" in name or "\0" in name or name in ("", ".", ".."):
+        raise CheckpointError(f"{path}: holds {name!r}, expected the plain name of a folder beside it, such as 49300.")
+    return name
 
 
 def _need(shapes: Shapes, name: str) -> tuple[int, ...]:
@@ -138,14 +165,15 @@ def _settle(
     if given is None:
         assert said is not None
         return said, ARGUMENTS
-    spec, label = _of_this_kind(given), f"spec={given!r}" if isinstance(given, str) else "spec="
+    spec, said_by = _of_this_kind(given), label(given)
     differences = said.differences(spec) if said else {}
     contradictory = {name: pair for name, pair in differences.items() if name not in _UNSAID or name in arguments}
     if contradictory:
         raise ConfigError(
-            f"{folder / ARGUMENTS} and {label} contradict each other: {contradictory}. Correct one, or leave spec= out."
+            f"{folder / ARGUMENTS} and {said_by} contradict each other: {contradictory}. Correct one, or leave "
+            "spec= out."
         )
-    return spec, label
+    return spec, said_by
 
 
 def _said(folder: Path, arguments: dict[str, Any]) -> DecoderSpec:

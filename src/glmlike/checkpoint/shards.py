@@ -11,11 +11,15 @@ import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path, PurePosixPath
-from pickle import UnpicklingError
 from typing import TYPE_CHECKING, Any
 
-from glmlike.checkpoint.headers import TensorInfo, read_header, refuse_lfs_pointer
+from glmlike.checkpoint.byte_files import ByteFile
+from glmlike.checkpoint.headers import TensorInfo, read_header, refuse_lfs_pointer, unique
+from glmlike.checkpoint.inside import require_inside, require_small
+from glmlike.checkpoint.streams import Stored, Stream
+from glmlike.checkpoint.torch_zip import read_torch_zip
 from glmlike.errors import CheckpointError, ConfigError, GlmLikeError
 
 if TYPE_CHECKING:
@@ -34,6 +38,7 @@ class Checkpoint:
     files: tuple[Path, ...]
     tensors: dict[str, TensorInfo]
     _handles: dict[Path, Any] = field(default_factory=dict, repr=False)
+    _bytes: dict[Path, ByteFile] = field(default_factory=dict, repr=False)
 
     def read(self, name: str) -> Tensor:
         """One tensor, as a lazy view of its file where the file allows it.
@@ -46,14 +51,41 @@ class Checkpoint:
         path, stored = self.tensors[name].file, self.tensors[name].name
         if path not in self._handles:
             self._handles[path] = _open(path)
-        handle = self._handles[path]
-        tensor: Tensor = handle[stored] if isinstance(handle, dict) else handle.get_tensor(stored)
+        tensor: Tensor = self._handles[path].get_tensor(stored)
         return tensor
+
+    def stream(self, name: str) -> Stream:
+        """The bytes of one tensor, to be read a stretch at a time: from the file where its header says where they are.
+
+        Raises:
+            CheckpointError: no file holds the name.
+        """
+        if name not in self.tensors:
+            raise CheckpointError(f"{self.folder}: no file holds {name!r}.")
+        return self.stored(self.tensors[name].file, self.tensors[name].name)
+
+    def parts(self, name: str) -> list[tuple[Path, str]]:
+        """What of the files a tensor is made of: the file and the name there of each."""
+        return [(self.tensors[name].file, self.tensors[name].name)]
+
+    def stored(self, path: Path, name: str) -> Stream:
+        """The bytes of what one file holds under a name."""
+        if path.suffix != ".safetensors":
+            if path not in self._handles:
+                self._handles[path] = _open(path)
+            found: Stream = self._handles[path].stream(name)
+            return found
+        info = self._stored_infos[path, name]
+        return Stored(self._bytes.setdefault(path, ByteFile(path)), info.start, info.dtype, info.shape)
+
+    @cached_property
+    def _stored_infos(self) -> dict[tuple[Path, str], TensorInfo]:
+        return {(info.file, info.name): info for info in self.tensors.values()}
 
     def under(self, prefix: str) -> Checkpoint:
         """The same tensors, each by its name with ``prefix`` before it."""
         tensors = {prefix + name: info for name, info in self.tensors.items()}
-        return Checkpoint(self.folder, self.files, tensors, self._handles)
+        return Checkpoint(self.folder, self.files, tensors, self._handles, self._bytes)
 
 
 def open_checkpoint(folder: Path) -> Checkpoint:
@@ -66,10 +98,10 @@ def open_checkpoint(folder: Path) -> Checkpoint:
         raise CheckpointError(f"{folder}: not a folder. Pass the folder that holds config.json and the weights.")
     for single in _SINGLES:
         if (folder / single).exists():
-            return Checkpoint(folder, (folder / single,), tensors_of(folder / single))
+            return Checkpoint(folder, (folder / single,), tensors_of(require_inside(folder / single, folder)))
     for index in _INDICES:
         if (folder / index).exists():
-            return _open_indexed(folder, folder / index)
+            return _open_indexed(folder, require_inside(folder / index, folder))
     raise CheckpointError(f"{folder}: no weights found; expected one of {', '.join((*_SINGLES, *_INDICES))}.")
 
 
@@ -79,10 +111,11 @@ def read_json(path: Path) -> dict[str, Any]:
     Raises:
         ConfigError: no such file, no JSON, or no object.
     """
+    if not path.exists():
+        raise ConfigError(f"{path}: not there. Pass a checkpoint's folder, with its {path.name}.")
+    require_small(require_inside(path, path.parent))
     try:
         found = json.loads(path.read_text(encoding="utf8"))
-    except FileNotFoundError:
-        raise ConfigError(f"{path}: not there. Pass a checkpoint's folder, with its {path.name}.") from None
     except (ValueError, RecursionError) as error:
         raise ConfigError(f"{path}: not valid JSON ({error}). Download it again.") from None
     if not isinstance(found, dict):
@@ -109,7 +142,7 @@ def _open_indexed(folder: Path, index: Path) -> Checkpoint:
         path = folder / _safe_name(name, index)
         if not path.exists():
             raise CheckpointError(f"{path}: missing, but {index.name} names it. Download this file.")
-        files.append(path)
+        files.append(require_inside(path, folder))
         found = tensors_of(path)
         twice = sorted(tensors.keys() & found.keys())
         if twice:
@@ -126,59 +159,43 @@ def _open_indexed(folder: Path, index: Path) -> Checkpoint:
 
 def _weight_map(index: Path) -> dict[str, str]:
     refuse_lfs_pointer(index)
+    require_small(index)
+    reason = ""
     try:
-        found = json.loads(index.read_text(encoding="utf8"))["weight_map"]
+        found = json.loads(index.read_text(encoding="utf8"), object_pairs_hook=unique)["weight_map"]
         sound = isinstance(found, dict) and all(isinstance(value, str) for value in found.values())
-    except (ValueError, KeyError, TypeError, RecursionError):
-        sound = False
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
+        sound, reason = False, f" ({error})" if isinstance(error, ValueError) else ""
     if not sound:
-        raise CheckpointError(f"{index}: expected an object with a 'weight_map' of file names. Download it again.")
+        raise CheckpointError(
+            f"{index}: expected an object with a 'weight_map' of file names{reason}. Download it again."
+        )
     return dict(found)
 
 
 def _safe_name(name: str, index: Path) -> str:
-    if name != PurePosixPath(name).name or "\\" in name or name in ("", ".", ".."):
-        raise CheckpointError(f"{index}: names the file {name!r}, which is not a plain file name beside the index.")
+    if name != PurePosixPath(name).name or "\\" in name or "\0" in name or name in ("", ".", "..") or len(name) > 255:
+        raise CheckpointError(
+            f"{index}: names the file {name!r:.120}, which is not a plain file name beside the index."
+        )
     return name
 
 
 def tensors_of(path: Path) -> dict[str, TensorInfo]:
-    """Every tensor of one .safetensors or .bin file, by name, none of them read."""
-    if path.suffix == ".safetensors":
-        return read_header(path)
-    refuse_lfs_pointer(path)
-    return {
-        name: TensorInfo(name, str(tensor.dtype).removeprefix("torch."), tuple(tensor.shape), path)
-        for name, tensor in _open(path).items()
-    }
+    """Every tensor of one .safetensors or torch zip file, by name, none of them read."""
+    return read_header(path) if path.suffix == ".safetensors" else dict(read_torch_zip(path).infos)
 
 
 def _open(path: Path) -> Any:
-    """A safetensors handle, or the dict of a .bin file read without running any code in it."""
-    import torch
+    """What reads single tensors of a file: a safetensors handle, or our own reader of torch zip files."""
+    if path.suffix != ".safetensors":
+        return read_torch_zip(path)
     from safetensors import SafetensorError, safe_open
 
-    if path.suffix == ".safetensors":
-        try:
-            return safe_open(path, framework="pt")
-        except SafetensorError as error:
-            raise CheckpointError(f"{path}: cannot be read ({error}). Download it again.") from None
     try:
-        found = torch.load(path, map_location="cpu", weights_only=True, mmap=_is_zip(path))
-    except (UnpicklingError, RuntimeError, EOFError, ValueError) as error:
-        first_line = (str(error).splitlines() or [type(error).__name__])[0]
-        raise CheckpointError(
-            f"{path}: not a pickle of plain tensors, or damaged ({first_line}); nothing in it was executed. Use a "
-            ".safetensors copy, or download it again."
-        ) from None
-    if not isinstance(found, dict) or not all(isinstance(value, torch.Tensor) for value in found.values()):
-        raise CheckpointError(f"{path}: expected a dict of tensors, found {type(found).__name__}.")
-    return found
-
-
-def _is_zip(path: Path) -> bool:
-    with path.open("rb") as file:
-        return file.read(2) == b"PK"
+        return safe_open(path, framework="pt")
+    except SafetensorError as error:
+        raise CheckpointError(f"{path}: cannot be read ({error}). Download it again.") from None
 
 
 def write_shards(folder: Path, tensors: Iterator[tuple[str, Tensor]], max_shard_size: int) -> dict[str, Any]:

@@ -10,11 +10,11 @@ from collections.abc import Callable
 from typing import Any, cast
 
 from glmlike.errors import CannotExpressError, ConfigError, SpecError
-from glmlike.hub_json import chatglm, early, llama_style, sat
+from glmlike.hub_json import chatglm, early, llama_style, meta, sat
 from glmlike.hub_json.chatglm import CHATGLM_FIELDS, rope_ratio_is_ambiguous
 from glmlike.hub_json.early import dropped_rows
 from glmlike.hub_json.fields import FORMATS, INTEGER_METHOD, Config, Format, Generation, head_dim, integer_bits
-from glmlike.hub_json.llama_style import rotary_defaults
+from glmlike.hub_json.llama_style import read_native, rotary_defaults
 from glmlike.hub_json.sat import is_glm_130b
 from glmlike.spec import DecoderSpec
 
@@ -34,6 +34,8 @@ __all__ = [
     "head_dim",
     "integer_bits",
     "is_glm_130b",
+    "is_launch_arguments",
+    "read_native",
     "read_spec",
     "rope_ratio_is_ambiguous",
     "rotary_defaults",
@@ -65,10 +67,17 @@ def detect(config: Config, where: str = "config.json") -> Format:
         return "glm-10b"
     if sat.is_glm_130b(config):
         return "glm-130b"
+    if meta.is_meta(config):
+        return "meta"
     if model_type in FORMATS:
         return cast(Format, model_type)
     known = ", ".join(FORMATS)
     raise ConfigError(f"{where}: model_type={model_type!r}; known formats: {known}. Pass a folder of one of these.")
+
+
+def is_launch_arguments(config: Config) -> bool:
+    """Whether ``config`` says a decoder without a ``model_type``: the arguments beside rank files."""
+    return sat.is_glm_130b(config) or meta.is_meta(config)
 
 
 def read_spec(config: Config, where: str = "config.json", *, generation: Generation | None = None) -> DecoderSpec:
@@ -116,6 +125,8 @@ def cannot_express(spec: DecoderSpec, fmt: Format) -> list[str]:
         found.append(f"qkv_bias={spec.qkv_bias} with output_bias={spec.output_bias} (llama has one switch for both)")
     if fmt in ("chatglm-6b", "glm-10b", "glm-130b"):
         found += early.obstacles(spec)
+    if fmt == "meta":
+        found += meta.obstacles(spec)
     if fmt == "chatglm":
         found += chatglm.rope_obstacles(spec)
     return found
@@ -123,6 +134,8 @@ def cannot_express(spec: DecoderSpec, fmt: Format) -> list[str]:
 
 def token_ids(config: Config) -> dict[str, Any]:
     """The ids of blanks and of the start of a piece under our names, where the config or its vocabulary says them."""
+    if meta.is_meta(config):
+        return meta.token_ids(config)
     return sat.token_ids(config) if sat.is_glm_130b(config) else early.token_ids(config)
 
 
@@ -175,6 +188,7 @@ _EXPRESSIBLE: dict[Format, dict[str, tuple[Any, ...]]] = {
     "glm4": {"residual": ("sandwich",), **_GLM_ROTARY, **_NO_EXTRA_BIAS, **_NO_PREFIX},
     "llama": {"layer_types": (None,), **_CAUSAL, **_HALVES, **_NO_PREFIX},
     "qwen2": {"qkv_bias": (True,), **_HALVES, **_NO_EXTRA_BIAS, **_NO_PREFIX},
+    "meta": {"qkv_bias": (False,), "layer_types": (None,), **_HALVES, **_NO_EXTRA_BIAS, **_NO_PREFIX},
 }
 
 _READERS: dict[Format, Callable[[Config, str, Generation | None], DecoderSpec]] = {
@@ -187,6 +201,7 @@ _READERS: dict[Format, Callable[[Config, str, Generation | None], DecoderSpec]] 
     "glm4": llama_style.read_glm,
     "llama": llama_style.read_llama,
     "qwen2": llama_style.read_qwen2,
+    "meta": meta.read,
 }
 _WRITERS: dict[Format, Callable[[DecoderSpec], dict[str, Any]]] = {
     "glmlike": llama_style.write_glmlike,
@@ -198,4 +213,5 @@ _WRITERS: dict[Format, Callable[[DecoderSpec], dict[str, Any]]] = {
     "glm4": llama_style.write_glm4,
     "llama": llama_style.write_llama,
     "qwen2": llama_style.write_qwen2,
+    "meta": meta.write,
 }

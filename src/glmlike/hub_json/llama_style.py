@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from glmlike.errors import ConfigError
+from glmlike.errors import ConfigError, SpecError
 from glmlike.hub_json.fields import Config, Generation, head_dim, need, number, or_default, rope_settings
 from glmlike.spec import DecoderSpec, freeze_rope
 
@@ -36,6 +36,18 @@ def read_glmlike(config: Config, where: str, _: Generation | None) -> DecoderSpe
         rotary_pairing=or_default(config.get("rotary_pairing"), pairing),
         **{name: config[name] for name in (*choices, "attention_mask") if name in config},
     )
+
+
+def read_native(config: Config, where: str) -> DecoderSpec:
+    """The decoder of our own fields, whose errors begin with ``where``; knows no other format.
+
+    Raises:
+        ConfigError, SpecError: see :func:`glmlike.hub_json.read_spec`.
+    """
+    try:
+        return read_glmlike(config, where, None)
+    except SpecError as error:
+        raise type(error)(f"{where}: {error}") from None
 
 
 def read_glm(config: Config, where: str, _: Generation | None) -> DecoderSpec:

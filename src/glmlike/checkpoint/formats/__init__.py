@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 
-from glmlike.checkpoint.formats import chatglm1, chatglm2, glm, glm4, glm10b, glm130b, glmlike, llama, qwen2
+from glmlike.checkpoint.formats import chatglm1, chatglm2, glm, glm4, glm10b, glm130b, glmlike, llama, meta, qwen2
 from glmlike.checkpoint.native import native_shapes
 from glmlike.checkpoint.rules import PLACEHOLDER, Rule, plan
 from glmlike.checkpoint.splits import Split
@@ -61,7 +61,7 @@ class FormatTable:
 
         A tied head is not part of a tied model's file, but some tools write it all the same.
         """
-        if not spec.tie_word_embeddings or self.name in ("chatglm", "glm-130b"):
+        if not spec.tie_word_embeddings or self.name in ("chatglm", "glm-130b", "meta"):
             return {}
         rules = self.table(spec)
         (embedding,) = (rule.foreign[0] for rule in rules if rule.native == ("model.embed_tokens.weight",))
@@ -85,4 +85,5 @@ TABLES: dict[Format, FormatTable] = {
     "glm4": FormatTable("glm4", glm4.table, glm4.DROPPED),
     "llama": FormatTable("llama", llama.table, llama.DROPPED),
     "qwen2": FormatTable("qwen2", qwen2.table, qwen2.DROPPED),
+    "meta": FormatTable("meta", meta.table, meta.DROPPED, splits=meta.SPLITS),
 }

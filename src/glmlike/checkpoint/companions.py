@@ -1,0 +1,55 @@
+"""What belongs to a model besides its weights and travels with it: fields of its config, and files. Never code."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+from glmlike.checkpoint.detection import Detection
+from glmlike.checkpoint.inside import require_inside
+from glmlike.checkpoint.shards import read_json
+from glmlike.hub_json import INTEGER_METHOD, Format, carried_fields
+
+_COMPANIONS = (
+    *("generation_config.json", "tokenizer*", "special_tokens_map.json", "added_tokens.json", "chat_template*"),
+    *("*.model", "vocab*", "merges.txt", "*LICENSE*", "README*", "additional_chat_templates"),
+)
+
+
+def carried(source: Detection) -> dict[str, Any]:
+    """The fields that travel; what says that matrices are integers does not, since they no longer are."""
+    fields = carried_fields(source.config)
+    if (fields.get("quantization_config") or {}).get("quant_method") == INTEGER_METHOD:
+        del fields["quantization_config"]
+    return fields
+
+
+def undefaulted_tokens(to: Format) -> dict[str, None]:
+    """transformers' own classes have token ids of one model as defaults; absent here must mean none there."""
+    return {} if to == "chatglm" else dict.fromkeys(("bos_token_id", "eos_token_id", "pad_token_id"))
+
+
+def copy_companions(source: Path, target: Path) -> None:
+    """Copy the files that belong to a model into ``target``, beside its weights.
+
+    Raises:
+        CheckpointError: one of them is a link that leads out of ``source``.
+    """
+
+    def copy(path: str | Path, to: str | Path) -> None:
+        shutil.copyfile(require_inside(Path(path), source), to)
+
+    paths = {path for pattern in _COMPANIONS for path in source.glob(pattern) if path.suffix not in (".py", ".pyc")}
+    for path in sorted(paths):
+        if path.is_dir():
+            ignore = shutil.ignore_patterns("*.py", "*.pyc")
+            shutil.copytree(path, target / path.name, ignore=ignore, copy_function=copy, dirs_exist_ok=True)
+        elif path.name == "tokenizer_config.json":
+            fields = read_json(path)
+            fields.pop("auto_map", None)  # names code files, which are not copied
+            text = json.dumps(fields, indent=2, ensure_ascii=False) + "\n"
+            (target / path.name).write_text(text, encoding="utf8")
+        else:
+            copy(path, target / path.name)

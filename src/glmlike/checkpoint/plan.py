@@ -1,0 +1,313 @@
+"""Plans: what a conversion will do, step by step, from headers alone; printed, checked, and then carried out."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from glmlike.checkpoint import provenance
+from glmlike.checkpoint.byte_files import stored_bytes
+from glmlike.checkpoint.containers import Container, SafetensorsFile, Sums, TorchZipFile
+from glmlike.checkpoint.detection import Detection, missing_and_unknown, native_streams, set_aside
+from glmlike.checkpoint.formats import FormatTable
+from glmlike.checkpoint.layouts import Cropped
+from glmlike.checkpoint.memory import Memory, share_out
+from glmlike.checkpoint.ranked import RANKED
+from glmlike.checkpoint.ranks import RankLayout
+from glmlike.checkpoint.rules import by_native
+from glmlike.checkpoint.streams import FLOATS, Cast, Dequantized, LastMade, Loaded, Rows, Stream, size_of
+from glmlike.checkpoint.through_layouts import to_foreign_streams
+from glmlike.errors import ConfigError
+from glmlike.hub_json import Format
+
+Dtype = Literal["float32", "float16", "bfloat16"]
+Verify = Literal["none", "hash", "roundtrip"]
+DTYPES: dict[str, str] = {"float32": "F32", "float16": "F16", "bfloat16": "BF16"}
+
+
+@dataclass(frozen=True)
+class Step:
+    """One tensor that will be written: of which source tensors, by which layouts, into which file.
+
+    ``how``: "bytes" are moved as they are; "cast", "dequantize" compute numbers; "tensor" moves what only torch reads.
+    """
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+    bytes: int
+    sources: tuple[str, ...]
+    layout: str
+    how: str
+    file: str
+    stream: Stream = field(repr=False, compare=False)
+
+    def to_dict(self) -> dict[str, Any]:
+        """What a person or a script is shown."""
+        return {name: value for name, value in vars(self).items() if name != "stream"}
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a conversion will do. ``steps`` are in the order of the files; ``missing`` and ``unknown`` are tensors.
+
+    ``bytes`` are those of all tensors written, ``bytes_moved`` those of them that are moved without being decoded;
+    ``disk`` the bytes that the destination's file system must have free; ``memory.peak`` the expected peak memory.
+    ``lossless``: the source's tensors, but for the declared drops, follow from the target's bit for bit.
+    """
+
+    source: Path
+    destination: Path
+    source_format: Format
+    target_format: Format
+    steps: tuple[Step, ...]
+    files: tuple[str, ...]
+    bytes: int
+    bytes_moved: int
+    disk: int
+    memory: Memory
+    verify: Verify
+    lossless: bool
+    dropped: tuple[str, ...]
+    notes: tuple[str, ...]
+    missing: tuple[str, ...]
+    unknown: tuple[str, ...]
+    identity: str
+    config: dict[str, Any] = field(repr=False)
+    containers: tuple[Container, ...] = field(repr=False, compare=False)
+    found: Detection = field(repr=False, compare=False)
+    ranked: RankLayout | None = field(default=None, repr=False)
+    source_hashes: provenance.Hashes = field(default_factory=dict, repr=False, compare=False)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The plan as JSON holds it."""
+        hidden = ("containers", "found", "config", "steps", "memory", "ranked", "source_hashes")
+        facts = {name: value for name, value in vars(self).items() if name not in hidden}
+        facts |= {"source": str(self.source), "destination": str(self.destination)}
+        return {**facts, "memory": vars(self.memory), "steps": [step.to_dict() for step in self.steps]}
+
+    def to_json(self) -> str:
+        """:meth:`to_dict` as text."""
+        return json.dumps(self.to_dict(), indent=2, ensure_ascii=False)
+
+
+def make_plan(
+    found: Detection,
+    destination: Path,
+    table: FormatTable,
+    config: dict[str, Any],
+    *,
+    limit: int,
+    ranks: int,
+    dtype: Dtype | None,
+    max_memory: int | None,
+    workers: int | None,
+    verify: Verify | None,
+) -> Plan:
+    """The plan of writing ``found`` in the format of ``table``; only headers have been read.
+
+    Raises:
+        ConfigError: ``verify="roundtrip"`` where numbers are rounded or rows dropped: there is no way back.
+        GlmLikeError: ``max_memory`` is too little for one row.
+    """
+    missing, unknown = missing_and_unknown(found)
+    ranked = RANKED[table.name].layout(found.spec, ranks) if table.name in RANKED else None
+    made = list(_steps(found, table, dtype, ranked, limit))
+    lossless = not missing and _is_lossless(found, made)
+    if verify == "roundtrip" and not lossless:
+        raise ConfigError(
+            f"verify='roundtrip': {found.folder} cannot be made again from the result, since numbers are rounded or "
+            "rows dropped. Pass 'hash', which reads everything back."
+        )
+    total = sum(step.bytes for step in made)
+    hashes: provenance.Hashes = {}
+    containers = tuple(_containers(found, made, table.name, ranked, hashes if verify != "none" else None))
+    streams = [step.stream for step in made]
+    hashed = verify != "none"
+    key = _identity(found, made, config, hashed)
+    return Plan(
+        source=found.folder,
+        destination=destination,
+        source_format=found.format,
+        target_format=table.name,
+        steps=tuple(made),
+        files=tuple(container.path for container in containers),
+        bytes=total,
+        bytes_moved=sum(step.bytes for step in made if step.how == "bytes"),
+        disk=_disk(found, made, containers),
+        memory=share_out(max_memory, workers, streams, _held(streams)),
+        verify=verify or ("roundtrip" if lossless else "hash"),
+        lossless=lossless,
+        dropped=tuple(sorted(set_aside(found))),
+        notes=(*found.notes, *_history(found)),
+        missing=tuple(missing),
+        unknown=tuple(unknown),
+        identity=key,
+        config=config,
+        containers=containers,
+        found=found,
+        ranked=ranked,
+        source_hashes=hashes,
+    )
+
+
+def _steps(
+    found: Detection, table: FormatTable, dtype: Dtype | None, ranked: RankLayout | None, limit: int
+) -> Iterator[Step]:
+    """Every tensor of the target format; those whose sources are missing are left out."""
+    native = _native(found)
+    if dtype is not None:
+        native = {name: _cast(stream, DTYPES[dtype]) for name, stream in native.items()}
+    makers = by_native(found.table.steps(found.spec))
+    drafts = []
+    for rule in table.steps(found.spec):
+        if not all(name in native for name in rule.native):
+            continue
+        sources = tuple(dict.fromkeys(name for key in rule.native for name in makers[key].foreign))
+        layouts = " > ".join(dict.fromkeys(str(made.layout) for made in (*(makers[n] for n in rule.native), rule)))
+        streams = to_foreign_streams(rule.layout, [native[name] for name in rule.native])
+        drafts += [(name, stream, sources, layouts) for name, stream in zip(rule.foreign, streams, strict=True)]
+    drafts.sort(key=lambda draft: _place(found, draft[2][0]))
+    if ranked is not None:
+        yield from _by_rank(drafts, ranked)
+        return
+    files = _shards([size_of(stream) for _, stream, _, _ in drafts], limit)
+    for (name, stream, sources, layouts), file in zip(drafts, files, strict=True):
+        yield _step(name, stream, sources, layouts, file)
+
+
+def _place(found: Detection, name: str) -> tuple[int, int]:
+    """Where a source tensor lies: files are written in the order in which the source is read."""
+    info = found.checkpoint.tensors[name]
+    return found.checkpoint.files.index(info.file), info.start
+
+
+def _native(found: Detection) -> dict[str, Stream]:
+    missing, _ = missing_and_unknown(found)
+    return native_streams(found, without=frozenset(missing))
+
+
+def _by_rank(drafts: Sequence[Any], ranked: RankLayout) -> Iterator[Step]:
+    ranks = len(ranked.files)
+    splits = [ranked.split_of(name) for name, _, _, _ in drafts]
+    pieces = [
+        [stream] * ranks if split is None else split.cut_streams(stream, ranks)
+        for split, (_, stream, _, _) in zip(splits, drafts, strict=True)
+    ]
+    for rank, file in enumerate(ranked.files):
+        for split, mine, (name, _, sources, layouts) in zip(splits, pieces, drafts, strict=True):
+            said = layouts if split is None or ranks == 1 else f"{layouts} > {split}"
+            yield _step(name, mine[rank], sources, said, file)
+
+
+def _step(name: str, stream: Stream, sources: tuple[str, ...], layout: str, file: str) -> Step:
+    return Step(name, stream.dtype, stream.shape, size_of(stream), sources, layout, how(stream), file, stream)
+
+
+def _cast(stream: Stream, dtype: str) -> Stream:
+    return stream if stream.dtype not in FLOATS or stream.dtype == dtype else Cast(stream, dtype)
+
+
+def how(stream: Stream) -> str:
+    """What is done to the bytes of a stream: see :class:`Step`."""
+    kinds = {type(part) for part in leaves(stream)}
+    found = [name for kind, name in ((Cast, "cast"), (Dequantized, "dequantize"), (Loaded, "tensor")) if kind in kinds]
+    return "+".join(found) or "bytes"
+
+
+def leaves(stream: Stream) -> Iterator[Stream]:
+    """A stream and every stream it is made of."""
+    yield stream
+    inner: list[Stream] = [
+        getattr(stream, name) for name in ("inner", "whole", "weight", "scale") if hasattr(stream, name)
+    ]
+    inner += [part[0] if isinstance(stream, Rows) else part for part in getattr(stream, "parts", ())]
+    for part in inner:
+        yield from leaves(part)
+
+
+def _shards(sizes: Sequence[int], limit: int) -> list[str]:
+    """The file of each tensor, in order: at most ``limit`` bytes of tensors, but for one that is larger by itself."""
+    numbers: list[int] = []
+    number = filled = 0
+    for size in sizes:
+        if filled and filled + size > limit:
+            number, filled = number + 1, 0
+        filled += size
+        numbers.append(number)
+    if number == 0:
+        return ["model.safetensors"] * len(numbers)
+    return [f"model-{at + 1:05d}-of-{number + 1:05d}.safetensors" for at in numbers]
+
+
+def _containers(
+    found: Detection, steps: Sequence[Step], to: Format, ranked: RankLayout | None, hashes: provenance.Hashes | None
+) -> Iterator[Container]:
+    """The files; ``hashes`` are those of the source's tensors, filled in before the files' frames are asked for."""
+    origin = provenance.origin_of(found.folder)
+
+    def metadata(sums: Mapping[str, Sums]) -> dict[str, str]:
+        return provenance.metadata(origin, to, hashes, sums)
+
+    for file in dict.fromkeys(step.file for step in steps):
+        tensors = [(step.name, step.dtype, step.shape) for step in steps if step.file == file]
+        yield SafetensorsFile(file, tensors, metadata) if ranked is None else TorchZipFile(file, tensors, ranked.under)
+
+
+def _is_lossless(found: Detection, steps: Sequence[Step]) -> bool:
+    cropped = any(isinstance(rule.layout, Cropped) for rule in found.table.steps(found.spec))
+    return not cropped and all(step.stream.exact for step in steps)
+
+
+def _disk(found: Detection, steps: Sequence[Step], containers: Sequence[Container]) -> int:
+    """The bytes of the files, less the holes of the source's, which are kept where bytes are moved."""
+    size = sum(container.size for container in containers)
+    if any(step.how != "bytes" for step in steps):
+        return size
+    holes = sum(path.stat().st_size - stored_bytes(path) for path in found.checkpoint.files)
+    return max(size - holes, 0)
+
+
+def _held(streams: Sequence[Stream]) -> int:
+    """What a worker holds of tensors that are made or read whole: those it keeps, and what one is made of."""
+    largest = max(
+        (size_of(leaf) for stream in streams for leaf in leaves(stream) if isinstance(leaf, Loaded)), default=0
+    )
+    return (LastMade.KEPT + 1) * largest
+
+
+def _history(found: Detection) -> tuple[str, ...]:
+    before = provenance.earlier_record(found.folder)
+    if before is None:
+        return ()
+    source = before["source"]
+    made_of = f"{source.get('name')} ({source.get('format')})"
+    return (f"the source was itself converted, from {made_of}: see its {provenance.RECORD}",)
+
+
+def _identity(found: Detection, steps: Sequence[Step], config: dict[str, Any], hashed: bool) -> str:
+    """The sha256 of everything that decides the bytes of the result but the contents of the source's tensors."""
+    return provenance.sha256_of(
+        {
+            "version": provenance.version(),
+            "files": provenance.identity(list(found.checkpoint.files), found.folder),
+            "origin": provenance.origin_of(found.folder).to_dict(),
+            "config": config,
+            "hashed": hashed,
+            "steps": [step.to_dict() for step in steps],
+        }
+    )
+
+
+def config_file(plan: Plan) -> str:
+    """The name of the file with the decoder's sizes."""
+    return RANKED[plan.target_format].file if plan.ranked is not None else "config.json"
+
+
+def index_of(plan: Plan) -> dict[str, Any]:
+    """The index of several safetensors files, as transformers writes it."""
+    weight_map = {step.name: step.file for step in sorted(plan.steps, key=lambda step: step.name)}
+    return {"metadata": {"total_size": plan.bytes}, "weight_map": weight_map}

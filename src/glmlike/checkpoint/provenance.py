@@ -1,0 +1,176 @@
+"""Where a checkpoint's numbers come from: written into what is converted, read from what was.
+
+Nothing here depends on the clock or on where a folder lies, so the same source gives the same bytes again.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib
+import json
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from glmlike.checkpoint.containers import Sums
+from glmlike.errors import CheckpointError, ConfigError
+
+RECORD = "glmlike.json"
+MERGED = "merged_adapters"
+Hashes = dict[tuple[str, str], str]
+"""The sha256 of a source's tensors, of the bytes as a safetensors file holds them, by file and name there."""
+_SNAPSHOT = re.compile(r"models--(?P<owner>.+?)--(?P<name>.+)/snapshots/(?P<revision>[^/]+)")
+_BARE_SNAPSHOT = re.compile(r"models--(?P<name>[^/]+)/snapshots/(?P<revision>[^/]+)")
+_REVISION = re.compile(r"[0-9a-f]{40}")
+
+
+def version() -> str:
+    """The version of this package."""
+    return str(importlib.import_module("glmlike").__version__)
+
+
+@dataclass(frozen=True)
+class Origin:
+    """What a source is called: a Hub id and revision where its path says so, else its folder's name; never a path."""
+
+    name: str
+    revision: str | None = None
+
+    def to_dict(self) -> dict[str, str]:
+        """The fields that are known."""
+        return {"name": self.name, **({"revision": self.revision} if self.revision else {})}
+
+
+def origin_of(folder: Path) -> Origin:
+    """The origin of a folder: of the Hub's cache, of ``hf download --local-dir``, or any other."""
+    whole = folder.absolute().as_posix()
+    if match := _SNAPSHOT.search(whole):
+        return Origin(f"{match['owner']}/{match['name'].split('/')[0]}", match["revision"])
+    if match := _BARE_SNAPSHOT.search(whole):
+        return Origin(match["name"], match["revision"])
+    return Origin(folder.resolve().name, _downloaded_revision(folder))
+
+
+def _downloaded_revision(folder: Path) -> str | None:
+    """The one revision that the notes of a download into the folder name, if they agree."""
+    revisions = set()
+    for path in (folder / ".cache" / "huggingface" / "download").glob("*.metadata"):
+        first = path.read_text(encoding="utf8", errors="replace").split("\n", 1)[0].strip()
+        revisions.add(first if _REVISION.fullmatch(first) else "")
+    return revisions.pop() or None if len(revisions) == 1 else None
+
+
+def earlier_record(folder: Path) -> dict[str, Any] | None:
+    """The record of the conversion that wrote a folder, or None.
+
+    Raises:
+        CheckpointError: the file is there but is no such record.
+    """
+    path = folder / RECORD
+    if not path.exists():
+        return None
+    try:
+        found = json.loads(path.read_text(encoding="utf8"))
+        sound = isinstance(found, dict) and isinstance(found["source"], dict) and isinstance(found["format"], str)
+    except (ValueError, KeyError, RecursionError):
+        sound = False
+    if not sound:
+        raise CheckpointError(f"{path}: not the record of a conversion. Remove this file, or convert the source anew.")
+    return dict(found)
+
+
+def metadata(origin: Origin, target_format: str, sources: Hashes | None, sums: Mapping[str, Sums]) -> dict[str, str]:
+    """The metadata of a safetensors file: transformers asks for ``format``, the rest is ours under one key.
+
+    Without ``sources`` nothing was hashed, and there are no hashes in it. Its size does not depend on the hashes.
+    """
+    record: dict[str, Any] = {"version": version(), "format": target_format, "source": origin.to_dict()}
+    if sources is not None:
+        record["source"]["sha256"] = digest_of(sources)
+        record["tensors"] = {name: sums[name].sha256 for name in sorted(sums)}
+    return {"format": "pt", "glmlike": json.dumps(record, separators=(",", ":"))}
+
+
+def record(
+    origin: Origin,
+    source_format: str,
+    target_format: str,
+    plan: str,
+    sources: Hashes | None,
+    tensors: Mapping[str, Mapping[str, str]],
+    before: dict[str, Any] | None,
+    merged: Sequence[Mapping[str, str]] = (),
+) -> str:
+    """The text of ``glmlike.json``: ``tensors`` are the sha256 of each, by file; ``before`` is the source's record.
+
+    The source's hashes are those of its tensors, by file, not of its files, and ``sha256`` is that of them all (see
+    :func:`digest_of`): a tensor that is moved whole is hashed once, for both ends. ``merged`` are adapters that were
+    merged now, beside those that the source's record says.
+    """
+    source: dict[str, Any] = {**origin.to_dict(), "format": source_format}
+    if sources is not None:
+        source |= {"sha256": digest_of(sources), "tensors": _by_file(sources)}
+    content: dict[str, Any] = {
+        "version": version(),
+        "format": target_format,
+        "plan": plan,
+        "source": source,
+        "tensors": {file: dict(sorted(found.items())) for file, found in sorted(tensors.items())},
+    }
+    if before is not None:
+        content["source"]["converted_from"] = {**before["source"], "by_version": before.get("version")}
+    if adapters := [*merged_adapters(before), *merged]:
+        content[MERGED] = adapters
+    return json.dumps(content, indent=1, ensure_ascii=False) + "\n"
+
+
+def merged_adapters(record: Mapping[str, Any] | None) -> list[Mapping[str, str]]:
+    """The adapters whose changes are in a checkpoint's weights, by its record: ``name`` and ``sha256`` of each.
+
+    Raises:
+        ConfigError: the record says something else there.
+    """
+    found = (record or {}).get(MERGED, [])
+    if not isinstance(found, list) or not all(isinstance(entry, dict) for entry in found):
+        raise ConfigError(f"{RECORD}: {MERGED!r} is no list of adapters. Restore the file, or remove it.")
+    return list(found)
+
+
+def digest_of(hashes: Hashes) -> str:
+    """One sha256 for all tensors of a source: of the JSON list of (file, name, sha256), sorted."""
+    return sha256_of(sorted([*key, found] for key, found in hashes.items()))
+
+
+def _by_file(hashes: Hashes) -> dict[str, dict[str, str]]:
+    found: dict[str, dict[str, str]] = {}
+    for (file, name), sha256 in sorted(hashes.items()):
+        found.setdefault(file, {})[name] = sha256
+    return found
+
+
+def identity(paths: list[Path], folder: Path) -> dict[str, Any]:
+    """What tells a source from another without reading it all: names, sizes and the sha256 of what begins each file.
+
+    What begins a file is its whole header where it is a safetensors file.
+    """
+    return {path.relative_to(folder).as_posix(): [path.stat().st_size, _beginning(path)] for path in sorted(paths)}
+
+
+def times(paths: list[Path]) -> list[int]:
+    """When each file was last written: a source that was written since a run began is not resumed."""
+    return [path.stat().st_mtime_ns for path in sorted(paths)]
+
+
+def _beginning(path: Path) -> str:
+    with path.open("rb") as file:
+        first = file.read(2**16)
+        length = int.from_bytes(first[:8], "little") if path.suffix == ".safetensors" else 0
+        rest = file.read(max(0, min(8 + length, path.stat().st_size) - len(first)))
+    return hashlib.sha256(first + rest).hexdigest()
+
+
+def sha256_of(content: Any) -> str:
+    """The sha256 of anything JSON can say."""
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()

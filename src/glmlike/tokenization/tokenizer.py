@@ -1,0 +1,232 @@
+"""The tokenizer classes: transformers' fast tokenizer over any vocabulary of the family.
+
+One class reads them all; its subclasses are the names that the published tokenizer_config.json files say, so that
+``AutoTokenizer`` finds them. A name decides nothing: ``ChatGLMTokenizer`` is four algorithms on the Hub.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from transformers.tokenization_utils_base import BatchEncoding
+from transformers.tokenization_utils_tokenizers import PreTrainedTokenizerFast
+
+from glmlike.errors import TokenizerError
+from glmlike.tokenization.assembly import CONFIGS, assemble
+from glmlike.tokenization.chat import SafeChatMixin
+from glmlike.tokenization.corners import Corners
+from glmlike.tokenization.detection import find_of_tokenizer
+from glmlike.tokenization.generations import GENERATIONS, generation_of
+from glmlike.tokenization.kinds import FILES, refuse_pointer
+from glmlike.tokenization.mixed import MixedBackend, broken_bytes
+from glmlike.tokenization.prompts import PromptHelpersMixin
+
+PLAIN = "PreTrainedTokenizerFast"
+_MACHINE = ("is_local", "local_files_only", "auto_map")
+
+
+class GlmLikeTokenizer(SafeChatMixin, PromptHelpersMixin, PreTrainedTokenizerFast):
+    """A fast tokenizer for any generation, read from a checkpoint's own files or a tokenizer.json.
+
+    ``from_pretrained(folder)`` tells the vocabulary by its content and the generation from it and the configs;
+    ``generation=`` (a name of :data:`glmlike.tokenization.generations.GENERATIONS`) overrides.
+    ``num_image_tokens=20000`` gives ChatGLM-6B v1.0's own ids; by default they are those of the model as
+    glmlike loads it, without image tokens.
+
+    In ChatGLM2, ChatGLM3 and CodeGeeX2 a special token that a text spells is text, as in the originals (a default of
+    ``split_special_tokens``); in the others it is the token, as in theirs.
+
+    ``return_position_ids=True`` adds ``position_ids`` 0, 1, … from the first token that is not padding, which the
+    originals of ChatGLM2, ChatGLM3 and GLM-4 return; glmlike's models derive their positions and need none.
+
+    ChatGLM-6B's, GLM-130B's and GLM-10B-Chinese's ids are SentencePiece's: the few texts that Rust cuts otherwise are
+    cut exactly (:mod:`glmlike.tokenization.corners` says which), with offsets, truncation and padding as for others.
+
+    ``save_pretrained`` writes tokenizer.json and tokenizer_config.json, and for those three the SentencePiece model,
+    which the exact cut needs. transformers without glmlike reads them as its own fast tokenizer, with the same ids,
+    except that there texts may spell special tokens, and those few texts are cut as Rust cuts them.
+
+    Raises:
+        TokenizerError: the files are damaged, of no known kind, or not of one checkpoint.
+    """
+
+    vocab_files_names: Mapping[str, str] = {"tokenizer_file": "tokenizer.json", **FILES, **CONFIGS}
+    model_input_names = ["input_ids", "attention_mask"]  # noqa: RUF012 (transformers' own)
+    padding_side = "left"
+    generation: str
+    _saved_as = "GlmLikeTokenizer"
+
+    @classmethod
+    def _from_pretrained(cls, resolved_vocab_files: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
+        """As transformers does, which reads the special tokens of tokenizer.json first."""
+        path = resolved_vocab_files.get("tokenizer_file")
+        if path is not None:
+            refuse_pointer(Path(path))
+        try:
+            return super()._from_pretrained(resolved_vocab_files, *args, **kwargs)
+        except (json.JSONDecodeError, KeyError) as error:
+            raise TokenizerError(
+                f"{path or args[:1]}: not a tokenizer.json, or damaged, or its tokenizer_config.json is: {error}. "
+                "Download it again."
+            ) from error
+
+    @classmethod
+    def convert_to_native_format(cls, trust_remote_code: bool = False, **kwargs: Any) -> dict[str, Any]:
+        """The arguments of the class, with the pipeline among them; called by ``from_pretrained``."""
+        files = {key: kwargs.pop(key, None) for key in cls.vocab_files_names}
+        return assemble(files, kwargs)
+
+    def __init__(self, *args: Any, tokenizer_object: Any = None, corners: Corners | None = None, **kwargs: Any) -> None:
+        if tokenizer_object is None:
+            kwargs = type(self).convert_to_native_format(**kwargs)
+            tokenizer_object, corners = kwargs.pop("tokenizer_object"), kwargs.pop("corners")
+        self._corners = corners
+        said = kwargs.get("generation") or find_of_tokenizer(tokenizer_object, {}, {}, "tokenizer_object")
+        kwargs["generation"] = self.generation = generation_of(said).name
+        self._tokenizer = tokenizer_object  # transformers would copy it, which takes longer than to build it
+        super().__init__(*args, **kwargs)
+
+    @classmethod
+    def _patch_mistral_regex(cls, tokenizer: Any, *_: Any, **__: Any) -> Any:
+        """Nothing: where a text is cut is known here, and looking for Mistral's fault asks the Hub."""
+        return tokenizer
+
+    def _encode_plus(self, *args: Any, return_position_ids: bool = False, **kwargs: Any) -> BatchEncoding:
+        if self._corners is not None and not isinstance(self._tokenizer, MixedBackend):
+            mixed = object.__new__(type(self))  # a view of this tokenizer: other threads keep seeing Rust's
+            mixed.__dict__ = {**self.__dict__, "_tokenizer": MixedBackend(self._tokenizer, self._corners)}
+            return mixed._encode_plus(*args, return_position_ids=return_position_ids, **kwargs)
+        if not return_position_ids:
+            return super()._encode_plus(*args, **kwargs)
+        tensors = kwargs.pop("return_tensors", None)
+        asked = kwargs.pop("return_attention_mask", None)
+        encoding = super()._encode_plus(*args, **kwargs, return_attention_mask=True)
+        masks = encoding["attention_mask"]
+        one = not masks or isinstance(masks[0], int)
+        encoding["position_ids"] = _positions(masks) if one else [_positions(mask) for mask in masks]
+        if asked is False:
+            del encoding["attention_mask"]
+        return encoding.convert_to_tensors(tensors, prepend_batch_axis=one)
+
+    def _pad(self, encoded_inputs: Any, *args: Any, **kwargs: Any) -> dict[str, Any]:
+        """As transformers pads, with 0 for the positions of padding, which it would leave out."""
+        before = len(encoded_inputs[self.model_input_names[0]])
+        padded: dict[str, Any] = super()._pad(encoded_inputs, *args, **kwargs)
+        if "position_ids" in padded:
+            added = [0] * (len(padded[self.model_input_names[0]]) - before)
+            side = kwargs.get("padding_side") or self.padding_side
+            own = list(padded["position_ids"])
+            padded["position_ids"] = [*added, *own] if side == "left" else [*own, *added]
+        return padded
+
+    def _convert_encoding(self, *args: Any, **kwargs: Any) -> Any:
+        converted, encodings = super()._convert_encoding(*args, **kwargs)
+        aliases = self._alias_ids()
+        if aliases:
+            converted["input_ids"] = [[aliases.get(token, token) for token in row] for row in converted["input_ids"]]
+        return converted, encodings
+
+    def _convert_token_to_id_with_added_voc(self, token: str) -> int:
+        name = GENERATIONS[self.generation].aliases.get(token, token) if self._alias_ids() else token
+        return int(super()._convert_token_to_id_with_added_voc(name))
+
+    def _decode(self, token_ids: Any, skip_special_tokens: bool = False, **kwargs: Any) -> str:
+        ids = [token_ids] if isinstance(token_ids, int) else token_ids
+        if isinstance(ids, list) and (tokens := self._with_broken_bytes(ids, skip_special_tokens)) is not None:
+            return str(self._tokenizer.decoder.decode(tokens))
+        return str(super()._decode(token_ids, skip_special_tokens=skip_special_tokens, **kwargs))
+
+    def _with_broken_bytes(self, ids: list[int], skip_special_tokens: bool) -> list[str] | None:
+        """The tokens where bytes among them make no whole characters: those runs as SentencePiece reads them, as text.
+
+        Rust's decoder gives up all characters of such a run. None where there is no such run.
+        """
+        first = self._tokenizer.token_to_id("<0x00>")
+        if first is None or not any(first <= each < first + 256 for each in ids):
+            return None
+        special = set(self.all_special_ids) if skip_special_tokens else set()
+        names = [self._tokenizer.id_to_token(each) for each in ids if each not in special]
+        return broken_bytes([name for name in names if name is not None])
+
+    def _alias_ids(self) -> dict[int, int]:
+        """Ids of spellings that are another token; see ``aliases`` of a generation."""
+        pairs = GENERATIONS[self.generation].aliases.items()
+        ids = {self._tokenizer.token_to_id(alias): self._tokenizer.token_to_id(name) for alias, name in pairs}
+        return {alias: name for alias, name in ids.items() if alias is not None and name is not None}
+
+    def save_pretrained(self, save_directory: Any, *args: Any, plain: bool = False, **kwargs: Any) -> Any:
+        """Write tokenizer.json, tokenizer_config.json and the chat template.
+
+        The class is saved as ``GlmLikeTokenizer``: with glmlike that class comes back; transformers 5 without it takes
+        its own fast tokenizer for a name it does not know. ``plain=True`` saves transformers' name, for tools that
+        insist on one (transformers 4); ``AutoTokenizer`` then gives transformers' class with glmlike as well.
+        """
+        self._saved_as = PLAIN if plain else GlmLikeTokenizer.__name__
+        try:
+            return super().save_pretrained(save_directory, *args, **kwargs)
+        finally:
+            del self._saved_as
+
+    def _save_pretrained(self, save_directory: Any, file_names: tuple[str, ...], *args: Any, **kwargs: Any) -> Any:
+        """As transformers does, once its tokenizer_config.json says nothing of this machine or this session."""
+        path = Path(next(name for name in file_names if Path(name).name.endswith(CONFIGS["own_config_file"])))
+        config = {k: v for k, v in json.loads(path.read_text(encoding="utf8")).items() if k not in _MACHINE}
+        config["tokenizer_class"] = self._saved_as
+        # Without these, reading the folder again parses tokenizer.json twice.
+        config["added_tokens_decoder"] = {i: token.__getstate__() for i, token in self.added_tokens_decoder.items()}
+        if config.get("split_special_tokens") == (not GENERATIONS[self.generation].parsed):
+            del config["split_special_tokens"]  # the generation says it; said here, transformers' templates would break
+        path.write_text(json.dumps(config, indent=2, ensure_ascii=False) + "\n", encoding="utf8")
+        if self._corners is not None and self._saved_as != PLAIN:
+            name = FILES["ice_text_file" if self._corners.model.algorithm == "unigram" else "cog_file"]
+            model = Path(save_directory) / name
+            model.write_bytes(self._corners.model.data)
+            file_names = (*file_names, str(model))
+        return super()._save_pretrained(save_directory, file_names, *args, **kwargs)
+
+
+def _positions(mask: list[int]) -> list[int]:
+    """0, 1, … over the tokens that are not padding, 0 for padding on either side."""
+    positions, count = [], 0
+    for real in mask:
+        positions.append(count if real else 0)
+        count += real
+    return positions
+
+
+class ChatGLMTokenizer(GlmLikeTokenizer):
+    """The name in ChatGLM-6B, ChatGLM2, ChatGLM3 and CodeGeeX2."""
+
+
+class ChatGLM4Tokenizer(GlmLikeTokenizer):
+    """The name in GLM-4-9B and what was made from it."""
+
+
+class GLMTokenizer(GlmLikeTokenizer):
+    """A name in the GLM-10B line."""
+
+
+class GLMGPT2Tokenizer(GlmLikeTokenizer):
+    """The name in GLM-2B and GLM-10B."""
+
+
+class GLMChineseTokenizer(GlmLikeTokenizer):
+    """The name in glm-large-chinese and glm-10b-chinese."""
+
+
+class GLMBertTokenizer(GlmLikeTokenizer):
+    """The name in GLM's base and large English models."""
+
+
+class GLMRobertaTokenizer(GlmLikeTokenizer):
+    """The name in glm-roberta-large."""
+
+
+HUB_CLASSES = (
+    *(GlmLikeTokenizer, ChatGLMTokenizer, ChatGLM4Tokenizer, GLMTokenizer, GLMGPT2Tokenizer, GLMChineseTokenizer),
+    *(GLMBertTokenizer, GLMRobertaTokenizer),
+)
+"""Every class that ``AutoTokenizer`` knows by name."""
