@@ -112,7 +112,7 @@ PHASES = (
     Phase(rounds=6, objective=OBJECTIVE, rate=1.0),
     Phase(rounds=1, objective=ONE_BLANK, rate=0.5),
     Phase(rounds=2, objective=ONE_BLANK, rate=0.4, known=REPEATS),
-    Phase(rounds=1, objective=ONE_BLANK, rate=0.25, known=REPEATS, rest=0),  # what people know by heart, once more
+    Phase(rounds=2, objective=ONE_BLANK, rate=0.25, known=REPEATS, rest=0),  # what people know by heart, once more
 )
 
 
