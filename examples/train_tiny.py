@@ -104,6 +104,8 @@ class Phase(NamedTuple):
     """How often a chapter that people know by heart is seen in a round."""
     rest: int = 1
     """How often other chapters are."""
+    kept: float = 1.0
+    """How much of the way from the weights before it to those after it the phase goes in the end."""
 
 
 # With many blanks a step teaches more; later phases also have samples of one blank alone, as people write them.
@@ -112,7 +114,8 @@ PHASES = (
     Phase(rounds=6, objective=OBJECTIVE, rate=1.0),
     Phase(rounds=1, objective=ONE_BLANK, rate=0.5),
     Phase(rounds=2, objective=ONE_BLANK, rate=0.4, known=REPEATS),
-    Phase(rounds=2, objective=ONE_BLANK, rate=0.25, known=REPEATS, rest=0),  # what people know by heart, once more
+    # What people know by heart, once more; averaged with the weights before it (WiSE-FT, 2021), which know the rest.
+    Phase(rounds=2, objective=ONE_BLANK, rate=0.25, known=REPEATS, rest=0, kept=0.4),
 )
 
 
@@ -364,6 +367,13 @@ def train(
         return trainer.state, time.time() - started
 
 
+@torch.no_grad()
+def go_back(model: Any, before: Sequence[torch.Tensor], kept: float) -> None:
+    """Leave ``kept`` of what a phase changed in the weights."""
+    for parameter, old in zip(model.parameters(), before, strict=True):
+        parameter.copy_(torch.lerp(old.to(parameter), parameter, kept))
+
+
 def has_fast_bfloat16() -> bool:
     """Whether bfloat16 is faster than float32 here; without instructions for it, it is many times slower."""
     if torch.cuda.is_available():
@@ -428,7 +438,9 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
         rng = random.Random(options.seed + len(history))
         texts = repeated(training, REPEATS, phase.known, phase.rest) or repeated(training, REPEATS)
         examples = [passage for _ in range(phase.rounds) for passage in passages(texts, tokenizer, rng)]
+        before = [parameter.detach().clone() for parameter in model.parameters()]
         state, seconds = train(model, tokenizer, examples, passages(held_out_texts, tokenizer, rng), phase, options)
+        go_back(model, before, phase.kept)
         history.append(_summary(phase, state, seconds, examples))
 
     model = save(model, tokenizer, options.output)
@@ -466,6 +478,7 @@ def _summary(phase: Phase, state: Any, seconds: float, examples: Sequence[dict[s
         "rate": phase.rate,
         "known": phase.known,
         "rest": phase.rest,
+        "kept": phase.kept,
         "objective": asdict(phase.objective),
         "steps": state.global_step,
         "tokens": sum(len(passage["input_ids"]) for passage in examples[: state.global_step * BATCH]),

@@ -67,8 +67,8 @@ One document in fifty is held out.
 
 ## Training
 
-`examples/train_tiny.py` with the HF Trainer, seed {seed}, {minutes:.0f} minutes on {hardware}. Muon trains the matrices
-of the layers, AdamW the rest; the heads of the first layers begin by looking at neighbours. The objective is blank
+`examples/train_tiny.py` with the HF Trainer, seed {seed}, {minutes:.0f} minutes on {hardware}. Muon
+trains the matrices of the layers, AdamW the rest; the heads of the first layers begin by looking at neighbours. The objective is blank
 infilling (`glmlike.infilling.DataCollatorForBlankInfilling`): {objective}.
 The texts are cut anew into passages in every round, poems {repeats} times in each, {batch} passages a step:
 
@@ -163,12 +163,14 @@ def _data(data: dict[str, Any]) -> str:
 
 
 def _phases(phases: list[dict[str, Any]]) -> str:
-    lines = ["| phase | rounds | steps | tokens | samples of one blank | learning rates |", "|" + "---|" * 6]
+    names = "phase | rounds | known chapters | others | steps | tokens | samples of one blank | learning rates | kept"
+    lines = [f"| {names} |", "|" + "---|" * 9]
     for number, phase in enumerate(phases, start=1):
         single = phase["objective"]["single_span_probability"]
         lines.append(
-            f"| {number} | {phase['rounds']} | {phase['steps']} | {phase['tokens'] / 1e6:.1f} million | {single:.0%} "
-            f"| x {phase['rate']:g} |"
+            f"| {number} | {phase['rounds']} | x {phase['known']} | x {phase['rest']} | {phase['steps']} "
+            f"| {phase['tokens'] / 1e6:.1f} million | {single:.0%} "
+            f"| x {phase['rate']:g} | {phase['kept']:.0%} |"
         )
     return "\n".join(lines)
 
