@@ -68,8 +68,8 @@ One document in fifty is held out.
 ## Training
 
 `examples/train_tiny.py` with the HF Trainer, seed {seed}, {minutes:.0f} minutes on {hardware}. Muon
-trains the matrices of the layers, AdamW the rest; the heads of the first layers begin by looking at neighbours. The objective is blank
-infilling (`glmlike.infilling.DataCollatorForBlankInfilling`): {objective}.
+trains the matrices of the layers, AdamW the rest; the heads of the first layers begin by looking at neighbours.
+The objective is blank infilling (`glmlike.infilling.DataCollatorForBlankInfilling`): {objective}.
 The texts are cut anew into passages in every round, poems {repeats} times in each, {batch} passages a step:
 
 {phases}

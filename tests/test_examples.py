@@ -53,8 +53,8 @@ def test_train_tiny_on_ones_own_text(tmp_path: Path) -> None:
     assert model.dtype == torch.bfloat16
     assert model.config.vocab_size == len(tokenizer) == 400
     assert tokenizer.decode(tokenizer("We the People")["input_ids"]) == "We the People"
-    second = ["--start", str(tmp_path / "out"), "--output", str(tmp_path / "second"), *arguments[2:4], "--steps", "2"]
-    summary = script("examples/train_tiny.py").main(second)
+    second = ["--start", str(tmp_path / "out"), "--output", str(tmp_path / "second"), *arguments[2:4]]
+    summary = script("examples/train_tiny.py").main([*second, "--steps", "2", "--phases", "2"])
     assert [phase["steps"] for phase in summary["phases"]] == [4, 2]
     sys.path.insert(0, str(ROOT / "examples"))
     try:
