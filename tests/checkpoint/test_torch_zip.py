@@ -222,6 +222,34 @@ def test_nested_and_shared_containers_cost_nothing() -> None:
         run(b"}K\x01" + b"\x85" * 100_000 + b"K\x01s.", {}, lambda identity: None)
 
 
+@pytest.mark.parametrize("offset", [2**64 - 2, 2**63 - 6, 2**40, 2**31])
+def test_entries_that_begin_outside_the_file_are_refused(offset: int, tmp_path: Path) -> None:
+    """A zip64 directory may say offsets that no file has; seeking there is an error of the system's on some."""
+    path = tmp_path / "pytorch_model.bin"
+    torch.save({"a": torch.arange(3.0)}, path)
+    data = path.read_bytes()
+    at = data.index(b"PK\x01\x02")  # the first entry of the directory
+    name = int.from_bytes(data[at + 28 : at + 30], "little")
+    extra = b"\x01\x00\x08\x00" + offset.to_bytes(8, "little")
+    entry = bytearray(data[at : at + 46])
+    entry[30:32], entry[42:46] = len(extra).to_bytes(2, "little"), b"\xff" * 4
+    end = at + 46 + name
+    before = int.from_bytes(data[at + 30 : at + 32], "little")
+    rest = bytearray(data[end + before :])
+    for mark, where, size in ((b"PK\x06\x06", 40, 8), (b"PK\x05\x06", 12, 4)):  # the directory's size, said twice
+        if (found := rest.find(mark)) >= 0:
+            place = slice(found + where, found + where + size)
+            said = int.from_bytes(rest[place], "little")
+            if said < 2**32 - 1:
+                rest[place] = (said + len(extra) - before).to_bytes(size, "little")
+    if (found := rest.find(b"PK\x06\x07")) >= 0:  # where the larger end of the directory begins
+        said = int.from_bytes(rest[found + 8 : found + 16], "little")
+        rest[found + 8 : found + 16] = (said + len(extra) - before).to_bytes(8, "little")
+    path.write_bytes(data[:at] + bytes(entry) + data[at + 46 : end] + extra + rest)
+    with pytest.raises(CheckpointError):
+        read_torch_zip(path)
+
+
 def test_headers_are_read_without_torch(tmp_path: Path) -> None:
     torch.save({"a": torch.ones(2)}, tmp_path / "pytorch_model.bin")
     code = (

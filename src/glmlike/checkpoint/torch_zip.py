@@ -240,6 +240,8 @@ def _directory(path: Path) -> tuple[str, dict[str, _Entry]]:
         for info in archive.infolist():
             if info.filename in found:
                 raise PickleError(f"the entry {info.filename!r:.120} stands twice")
+            if not 0 <= info.header_offset < archive.start_dir:
+                raise PickleError(f"the entry {info.filename!r:.120} begins outside the file")
             start = _data_start(file, info)
             found[info.filename] = _Entry(start, info.file_size, None if unhashed else info.CRC)
             spans.append((info.header_offset, start + info.file_size))
@@ -258,8 +260,6 @@ def _directory(path: Path) -> tuple[str, dict[str, _Entry]]:
 def _data_start(file: io.FileIO, info: zipfile.ZipInfo) -> int:
     if info.compress_type != zipfile.ZIP_STORED or info.file_size != info.compress_size or info.flag_bits & 1:
         raise PickleError(f"the entry {info.filename!r:.120} is compressed or encrypted, which torch.save never does")
-    if info.header_offset < 0:
-        raise PickleError("a zip directory whose offsets are negative")
     file.seek(info.header_offset)
     header = file.read(_LOCAL_HEADER)
     name, extra = int.from_bytes(header[26:28], "little"), int.from_bytes(header[28:30], "little")
