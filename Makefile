@@ -11,7 +11,8 @@ OLDEST_TRANSFORMERS ?= transformers==5.16.0
 OLDEST_TESTS := $(addprefix tests/,test_spec.py test_configuration.py test_registration.py test_renamed.py test_exactness.py \
     test_golden.py test_generation.py test_prefix.py test_packing.py test_infilling_generation.py test_tables.py infilling \
     test_prefix_encoder.py test_ptuning.py test_integers.py test_quantization.py test_first_release.py test_sat.py \
-    test_loading.py test_contracts.py test_chat.py test_meta.py test_loss.py test_loss_in_model.py test_parity.py test_tiny.py test_ecosystem.py checkpoint)
+    test_loading.py test_contracts.py test_chat.py test_tiny.py test_ecosystem.py \
+    test_meta.py test_loss.py test_loss_in_model.py test_parity.py checkpoint)
 BIN := $(VENV)/bin
 # A process a core, four at the most: each holds torch.
 PARALLEL := -n auto --maxprocesses 4

@@ -83,8 +83,6 @@ POEMS = {
     "Tang poems": Path("/usr/share/games/fortunes/tang300"),
     "Song poems": Path("/usr/share/games/fortunes/song100"),
 }
-
-
 REPEATS = 8  # of a poem in a round: poems are a fortieth of the text; seen more often, they are learnt at all
 BATCH = 72  # passages a step
 MUON_RATE = 0.02  # of the matrices of the layers, which Muon trains
@@ -310,20 +308,6 @@ def optimizer_for(model: Any, rate: float) -> torch.optim.Optimizer:
     )
 
 
-class BlankTrainer(Trainer):
-    """A Trainer that makes logits only where there is something to learn: a third of the tokens here."""
-
-    def compute_loss(
-        self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
-    ) -> Any:
-        """The mean loss of the labelled tokens."""
-        labels = inputs.pop("labels")[:, 1:]
-        hidden = model.model(**inputs).last_hidden_state[:, :-1]
-        scored = labels != -100
-        loss = torch.nn.functional.cross_entropy(model.lm_head(hidden[scored]).float(), labels[scored])
-        return (loss, {"loss": loss}) if return_outputs else loss
-
-
 def train(
     model: Any,
     tokenizer: PreTrainedTokenizerFast,
@@ -354,7 +338,7 @@ def train(
             save_strategy="no",
             seed=options.seed,
         )
-        trainer = BlankTrainer(
+        trainer = Trainer(
             model=model,
             args=arguments,
             train_dataset=training,

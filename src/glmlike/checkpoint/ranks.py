@@ -69,8 +69,7 @@ class RankedCheckpoint(Checkpoint):
             raise CheckpointError(f"{self.folder}: no file holds {name!r}.")
         stored = self.tensors[name].name
         split = self.split_of(stored)
-        paths = self.files if split is not None else self.files[:1]
-        pieces = [self._piece(self.ranks[path], stored) for path in paths]
+        pieces = [self._piece(self.ranks[path], stored) for path in self._holders(stored)]
         try:
             return pieces[0] if split is None else split.join(pieces)
         except CheckpointError as error:
@@ -101,15 +100,17 @@ class RankedCheckpoint(Checkpoint):
 
     def parts(self, name: str) -> list[tuple[Path, str]]:
         stored = self.tensors[name].name
-        paths = self.files if self.split_of(stored) is not None else self.files[:1]
         scaled = stored + SCALE in self.ranks[self.files[0]].infos
         names = (stored, stored + SCALE) if scaled else (stored,)
-        return [(path, part) for path in paths for part in names]
+        return [(path, part) for path in self._holders(stored) for part in names]
+
+    def _holders(self, stored: str) -> Sequence[Path]:
+        """The files a tensor is read from: all that hold a piece of it, or the first where each holds it whole."""
+        return self.files if self.split_of(stored) is not None else self.files[:1]
 
     def _pieces(self, name: str) -> list[Stream]:
         stored = self.tensors[name].name
-        paths = self.files if self.split_of(stored) is not None else self.files[:1]
-        return [self._piece_stream(self.ranks[path], stored) for path in paths]
+        return [self._piece_stream(self.ranks[path], stored) for path in self._holders(stored)]
 
     def _piece_stream(self, rank: TorchZip, name: str) -> Stream:
         piece = rank.stream(name)
