@@ -4,9 +4,11 @@ Two ways, chosen by what has to be rounded:
 
 * by rows: a few tokens with all their logits, from which both gradients follow at once. Three matrix products, as in
   the plain loss, and the gradient of the head is summed over the chunks: exact only in float32 or wider.
-* by tiles: a slice of the vocabulary with all tokens. Two passes, so the logits are made twice (four products), but
-  each row of the head's gradient is written once and so rounded once: for a head in bfloat16 or float16 that is
-  trained. A sum of it in float32 would take twice the memory of the head itself.
+* by tiles: a slice of the vocabulary with all tokens. Two passes, but each row of the head's gradient is written once
+  and so rounded once: for a head in bfloat16 or float16 that is trained, where a sum in float32 would take twice the
+  memory of the head itself; and for no more tokens than a trained head is wide, about. The second pass finds logits
+  that the first kept: as many as fit where the head's gradient will be written, which is memory that is needed anyway,
+  and a part beyond. The others are made again (a fourth product for them).
 
 Logits are laid out [vocabulary, tokens]: on CPUs the products are a tenth to a quarter faster so.
 Shapes: N labelled tokens, C tokens of a chunk, D hidden, V vocabulary, U vocabulary of a tile.
@@ -28,6 +30,8 @@ _CHUNK = 30_000_000  # logits of a chunk of tokens: 120 MB in float32
 _TILE = 1 << 21  # logits of a tile; more than 8 MB in float32 leaves the caches
 _PART = 1 << 18  # logits of a chunk that are worked on at a time
 _NARROWEST = 256
+_FEW = 1.25  # times the width of the head: tokens that fit where its gradient will be, and a few
+_KEPT = 0.4  # of the logits by tiles are kept beyond those in the gradient's place, where the plain loss has ten bytes
 
 
 def causal_lm_loss(
@@ -141,13 +145,14 @@ class _Sum(torch.autograd.Function):
         shape: _Shape,
         wanted: tuple[bool, bool],
     ) -> Tensor:
-        ctx.shape, ctx.wanted, ctx.ahead = shape, wanted, None
-        ctx.by_tiles = wanted[1] and weight.dtype.itemsize < 4
+        ctx.shape, ctx.wanted, ctx.ahead, ctx.kept = shape, wanted, None, None
+        ctx.by_tiles = wanted[1] and (weight.dtype.itemsize < 4 or len(hidden) <= _FEW * hidden.shape[1])
         if any(wanted) and not ctx.by_tiles:
             total, *ctx.ahead = _by_rows(hidden, weight, labels, shape, wanted)
             ctx.save_for_backward(hidden, weight, labels)
             return total
-        normalizers, scores = _first_pass(hidden, weight, labels, shape)
+        ctx.kept = _Kept(hidden, weight, _KEPT) if ctx.by_tiles else None
+        normalizers, scores = _first_pass(hidden, weight, labels, shape, ctx.kept)
         ctx.save_for_backward(hidden, weight, labels, normalizers, scores)
         return shape.loss(normalizers, scores)
 
@@ -157,8 +162,8 @@ class _Sum(torch.autograd.Function):
         shape, wanted = ctx.shape, ctx.wanted
         hidden, weight, labels, *first = ctx.saved_tensors
         if ctx.by_tiles:
-            normalizers, scores = first
-            gradients = _second_pass(hidden, weight, labels, normalizers, scores, shape, scale, wanted[0])
+            kept, ctx.kept = ctx.kept, None
+            gradients = _second_pass(hidden, weight, labels, first[0], first[1], shape, scale, wanted[0], kept)
             return (*gradients, None, None, None)
         # Handed over, so that autograd keeps no copy: a second backward through a kept graph makes them anew.
         ahead = ctx.ahead or _by_rows(hidden, weight, labels, shape, wanted)[1:]
@@ -234,12 +239,16 @@ def _by_rows(
     return total, grad_ND, grad_VD
 
 
-def _first_pass(hidden_ND: Tensor, weight_VD: Tensor, labels_N: Tensor, shape: _Shape) -> tuple[Tensor, Tensor]:
-    """Each token's log-sum-exp and its label's logit, a tile of the vocabulary at a time."""
+def _first_pass(
+    hidden_ND: Tensor, weight_VD: Tensor, labels_N: Tensor, shape: _Shape, kept: _Kept | None = None
+) -> tuple[Tensor, Tensor]:
+    """Each token's log-sum-exp and its label's logit, a tile of the vocabulary at a time; ``kept`` is filled."""
     buffer, work, width = _buffers(hidden_ND, len(weight_VD))
     running, scores_N = _LogSumExp(len(hidden_ND), work), torch.zeros_like(labels_N, dtype=work.dtype)
     for tile, found in _tiles_of(labels_N, len(weight_VD), width):
         logits_UN = _rows_of(buffer, tile, hidden_ND)
+        if kept is not None and (place_UN := kept.rows(tile)) is not None:
+            logits_UN = place_UN
         torch.mm(weight_VD[tile], hidden_ND.T, out=logits_UN)
         scores_N[found] = logits_UN[labels_N[found] - tile.start, found].to(work.dtype)
         running.add(shape.capped(_loaded(logits_UN, work)))
@@ -255,10 +264,11 @@ def _second_pass(
     shape: _Shape,
     scale: Tensor,
     want_hidden: bool,
+    kept: _Kept | None = None,
 ) -> tuple[Tensor | None, Tensor]:
-    """Both gradients, times ``scale``: the head's a tile at a time, the tokens' as a sum over tiles."""
+    """Both gradients, times ``scale``: the head's tile by tile, the tokens' as a sum over tiles. Uses up ``kept``."""
     buffer, work, width = _buffers(hidden_ND, len(weight_VD))
-    grad_VD = torch.empty_like(weight_VD)
+    grad_VD = torch.empty_like(weight_VD) if kept is None else kept.grad_VD
     at_labels_N = shape.gradient(scores_N.clone(), normalizers_N, labelled=True).mul_(scale)
     grad_ND = summand_ND = None
     if want_hidden:
@@ -266,14 +276,41 @@ def _second_pass(
         grad_ND, summand_ND = at_labels_N[:, None] * weight_VD[labels_N], torch.empty_like(hidden_ND)
     for tile, found in _tiles_of(labels_N, len(weight_VD), width):
         logits_UN = _rows_of(buffer, tile, hidden_ND)
-        torch.mm(weight_VD[tile], hidden_ND.T, out=logits_UN)
-        logits_UN.copy_(shape.gradient(shape.capped(_loaded(logits_UN, work)), normalizers_N).mul_(scale))
+        found_UN = None if kept is None else kept.rows(tile)
+        if found_UN is None:
+            found_UN = torch.mm(weight_VD[tile], hidden_ND.T, out=logits_UN)
+        wide_UN = _loaded(found_UN, work)
+        logits_UN.copy_(shape.gradient(shape.capped(wide_UN), normalizers_N).mul_(scale))
         if grad_ND is not None and summand_ND is not None:
             logits_UN[labels_N[found] - tile.start, found] = 0
             grad_ND += torch.mm(logits_UN.T, weight_VD[tile], out=summand_ND)
         logits_UN[labels_N[found] - tile.start, found] = at_labels_N[found].to(logits_UN.dtype)
         torch.mm(logits_UN, hidden_ND, out=grad_VD[tile])
     return None if grad_ND is None else grad_ND.to(hidden_ND.dtype), grad_VD
+
+
+class _Kept:
+    """Logits on their way from the first pass to the second: first those in the memory of the head's gradient.
+
+    They lie at its end. With the tiles taken in order, a tile of the gradient is written no further than where the
+    logits of the next begin, whichever of N and D is larger.
+    """
+
+    def __init__(self, hidden_ND: Tensor, weight_VD: Tensor, share: float) -> None:
+        vocabulary, count = len(weight_VD), len(hidden_ND)
+        self.grad_VD = torch.empty_like(weight_VD, memory_format=torch.contiguous_format)
+        self.inside = min(vocabulary, self.grad_VD.numel() // count) if count else vocabulary
+        place = self.grad_VD.view(-1)[self.grad_VD.numel() - self.inside * count :]
+        beyond = min(vocabulary - self.inside, int(share * vocabulary))
+        self.parts = (place.view(self.inside, count), hidden_ND.new_empty(beyond, count))
+
+    def rows(self, tile: slice) -> Tensor | None:
+        """The place of the logits of ``tile`` [U, N], if it has one."""
+        if tile.stop <= self.inside:
+            return self.parts[0][tile]
+        if tile.start >= self.inside and tile.stop <= self.inside + len(self.parts[1]):
+            return self.parts[1][tile.start - self.inside : tile.stop - self.inside]
+        return None
 
 
 class _LogSumExp:
