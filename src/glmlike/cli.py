@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 import glmlike
-from glmlike.commands import card, convert, convert_adapter, demo, fill, inspect, merge, push, verify
+from glmlike.commands import card, convert, convert_adapter, demo, exec_, fill, inspect, merge, push, verify
 from glmlike.errors import GlmLikeError
 
 EXIT_CODES = {
@@ -64,4 +64,10 @@ for _panel, _command in (
     ("Use", fill.fill),
     ("Hub", push.push),
 ):
-    app.command(_command.__name__.replace("_", "-"), rich_help_panel=_panel)(_command)
+    app.command(_command.__name__.strip("_").replace("_", "-"), rich_help_panel=_panel)(_command)
+# Everything after the command's own name belongs to it.
+app.command(
+    "exec",
+    rich_help_panel="Use",
+    context_settings={"ignore_unknown_options": True, "allow_interspersed_args": False},
+)(exec_.exec_)
