@@ -18,10 +18,10 @@ class _BeforeTransformers:
     def find_spec(cls, name, path=None, target=None):  # type: ignore[no-untyped-def]
         if name != "transformers":
             return
-        sys.meta_path.remove(cls)  # type: ignore[arg-type]
+        sys.meta_path.remove(cls)
         try:
             if PathFinder.find_spec("glmlike") is None:
-                sys.meta_path.append(_FromHere)  # type: ignore[arg-type]
+                sys.meta_path.append(_FromHere)
             import glmlike  # noqa: F401  (it registers with transformers as that loads)
         except Exception as error:
             print(f"glmlike exec: glmlike cannot be imported by {sys.executable}: {error}", file=sys.stderr)
@@ -50,5 +50,5 @@ def _run_hidden() -> None:
         spec.loader.exec_module(module)
 
 
-sys.meta_path.insert(0, _BeforeTransformers)  # type: ignore[arg-type]
+sys.meta_path.insert(0, _BeforeTransformers)
 _run_hidden()
