@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 import glmlike
-from glmlike.commands import card, convert, convert_adapter, demo, exec_, fill, inspect, merge, push, verify
+from glmlike.commands import card, convert, convert_adapter, demo, evaluate, exec_, fill, inspect, merge, push, verify
 from glmlike.errors import GlmLikeError
 
 EXIT_CODES = {
@@ -62,6 +62,7 @@ for _panel, _command in (
     ("Fine-tunes and adapters", card.card),
     ("Use", demo.demo),
     ("Use", fill.fill),
+    ("Use", evaluate.eval_),
     ("Hub", push.push),
 ):
     app.command(_command.__name__.strip("_").replace("_", "-"), rich_help_panel=_panel)(_command)

@@ -22,3 +22,6 @@ SpecName = Annotated[
     Optional[str],  # noqa: UP045
     typer.Option("--spec", help="the decoder of rank files that have no model_config.json or params.json"),
 ]
+Model = Annotated[
+    str, typer.Argument(metavar="MODEL", help="a model's folder, or its id on the Hub", show_default=False)
+]
