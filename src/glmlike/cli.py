@@ -9,7 +9,20 @@ from typing import Annotated
 import typer
 
 import glmlike
-from glmlike.commands import card, convert, convert_adapter, demo, evaluate, exec_, fill, inspect, merge, push, verify
+from glmlike.commands import (
+    card,
+    convert,
+    convert_adapter,
+    demo,
+    doctor,
+    evaluate,
+    exec_,
+    fill,
+    inspect,
+    merge,
+    push,
+    verify,
+)
 from glmlike.errors import GlmLikeError
 
 EXIT_CODES = {
@@ -64,6 +77,7 @@ for _panel, _command in (
     ("Use", fill.fill),
     ("Use", evaluate.eval_),
     ("Hub", push.push),
+    ("Help", doctor.doctor),
 ):
     app.command(_command.__name__.strip("_").replace("_", "-"), rich_help_panel=_panel)(_command)
 # Everything after the command's own name belongs to it.
