@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from collections.abc import Sequence
 from typing import Annotated
@@ -11,6 +12,7 @@ import typer
 import glmlike
 from glmlike.commands import (
     card,
+    chat,
     convert,
     convert_adapter,
     demo,
@@ -27,15 +29,29 @@ from glmlike.errors import GlmLikeError
 
 EXIT_CODES = {
     0: "done",
-    1: "a check found something, or anything else went wrong",
-    2: "the arguments or the input are wrong, said in one sentence on standard error",
+    1: "a check found a problem, or anything else went wrong",
+    2: "wrong arguments or wrong input, one sentence on standard error",
     130: "interrupted (Ctrl-C)",
 }
-"""How a run ends. ``exec`` ends as the command that it runs, and with 127 where there is no such command."""
+"""How a run ends. ``exec`` ends as the command that it runs does, and with 127 where there is no such command."""
+
+EXAMPLES = (
+    "glmlike inspect chatglm3-6b",
+    "glmlike convert chatglm3-6b chatglm3-6b-glm --to glm",
+    "glmlike chat chatglm3-6b-glm",
+)
+_HELP = "Every GLM in today's Hugging Face transformers: inspect, convert, fine-tune, use and share."
+_EPILOG = "\n\n".join(
+    [
+        "Examples:\n" + "\n".join(f"  {line}" for line in EXAMPLES),
+        f"Exit codes: {'; '.join(f'{code} {meaning}' for code, meaning in EXIT_CODES.items())}.",
+        "`glmlike COMMAND --help` says more; --install-completion makes the shell complete commands and formats.",
+    ]
+)
 
 app = typer.Typer(
-    help="Every GLM in today's Hugging Face transformers: inspect, convert, verify, try.",
-    no_args_is_help=True,
+    help=_HELP,
+    epilog=_EPILOG,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
@@ -45,8 +61,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command line; a mistake in the input ends as one sentence on stderr and exit code 2."""
     try:
         app(args=None if arguments is None else list(arguments), prog_name="glmlike")
-    except (GlmLikeError, OSError) as error:
-        print(f"Error: {error}", file=sys.stderr)
+    except (GlmLikeError, OSError, ImportError) as error:
+        print(f"Error: {re.sub(chr(10) + '+ *', ' ', str(error).strip())}", file=sys.stderr)
         sys.exit(2)
 
 
@@ -56,13 +72,15 @@ def _print_version(wanted: bool) -> None:
         raise typer.Exit
 
 
-@app.callback()
+@app.callback(invoke_without_command=True)
 def _options(
+    context: typer.Context,
     version: Annotated[
         bool, typer.Option("--version", help="print the version", callback=_print_version, is_eager=True)
     ] = False,
 ) -> None:
-    """Every GLM in today's Hugging Face transformers: inspect, convert, verify, try."""
+    if context.invoked_subcommand is None:
+        print(context.get_help(), end="")
 
 
 # The order here is the order of the help; a line is a command, its panel and its module.
@@ -74,6 +92,7 @@ for _panel, _command in (
     ("Fine-tunes and adapters", convert_adapter.convert_adapter),
     ("Fine-tunes and adapters", card.card),
     ("Use", demo.demo),
+    ("Use", chat.chat),
     ("Use", fill.fill),
     ("Use", evaluate.eval_),
     ("Hub", push.push),

@@ -9,7 +9,7 @@ from typing import Annotated, Any, Optional
 import typer
 
 import glmlike
-from glmlike.commands.options import FORMATS_HELP, AsJson, Generation, SpecName
+from glmlike.commands.options import FORMATS_HELP, AsJson, Generation, SpecName, complete_formats
 from glmlike.commands.printing import print_report, print_table, short
 
 
@@ -20,7 +20,12 @@ def convert(
     destination: Annotated[Path, typer.Argument(metavar="DST", help="a new folder", show_default=False)],
     to: Annotated[
         str,
-        typer.Option("--to", help=f"{FORMATS_HELP}; or gguf, a file for llama.cpp", show_default=False),
+        typer.Option(
+            "--to",
+            help=f"{FORMATS_HELP}; or gguf, a file for llama.cpp",
+            show_default=False,
+            autocompletion=complete_formats,
+        ),
     ],
     revision: Annotated[
         Optional[str],  # noqa: UP045

@@ -8,14 +8,14 @@ from typing import Annotated, Optional
 import typer
 
 import glmlike
-from glmlike.commands.options import FORMATS_HELP, AsJson, Generation
+from glmlike.commands.options import FORMATS_HELP, AsJson, Generation, complete_formats
 from glmlike.commands.printing import print_report
 
 
 def convert_adapter(
     source: Annotated[Path, typer.Argument(metavar="SRC", help="a LoRA adapter's folder", show_default=False)],
     destination: Annotated[Path, typer.Argument(metavar="DST", help="a new folder", show_default=False)],
-    to: Annotated[str, typer.Option("--to", help=FORMATS_HELP, show_default=False)],
+    to: Annotated[str, typer.Option("--to", help=FORMATS_HELP, show_default=False, autocompletion=complete_formats)],
     base: Annotated[
         Optional[Path],  # noqa: UP045
         typer.Option(help="the base model's folder (its config.json)", show_default="what the adapter names"),

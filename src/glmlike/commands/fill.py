@@ -26,15 +26,12 @@ def fill(
     as_json: AsJson = False,
 ) -> None:
     """Fill the blanks of each TEXT, and show what was put there."""
-    from transformers import AutoModelForCausalLM, AutoTokenizer
-
+    from glmlike.commands.models import load
     from glmlike.data import TINY
     from glmlike.infilling import fill as fill_blanks
 
-    folder = TINY if model is None else model
     results = fill_blanks(  # type: ignore[call-overload]
-        AutoModelForCausalLM.from_pretrained(folder, dtype="float32").eval(),
-        AutoTokenizer.from_pretrained(folder),
+        *load(str(TINY if model is None else model), dtype="float32"),
         texts,
         order=order,
         append_gmask=append_gmask,

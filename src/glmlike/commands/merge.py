@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Optional
+from typing import Annotated
 
 import typer
 
 import glmlike
-from glmlike.commands.options import FORMATS_HELP, AsJson, Generation, SpecName
+from glmlike.commands.options import FORMATS_HELP, AsJson, Generation, SpecName, complete_formats
 from glmlike.commands.printing import print_report
 
 
@@ -18,7 +18,10 @@ def merge(
         list[Path], typer.Argument(metavar="ADAPTER…", help="LoRA adapters, merged in this order", show_default=False)
     ],
     destination: Annotated[Path, typer.Argument(metavar="DST", help="a new folder", show_default=False)],
-    to: Annotated[Optional[str], typer.Option("--to", help=FORMATS_HELP, show_default="BASE's own")] = None,  # noqa: UP045
+    to: Annotated[
+        str | None,
+        typer.Option("--to", help=FORMATS_HELP, show_default="BASE's own", autocompletion=complete_formats),
+    ] = None,
     generation: Generation = None,
     spec: SpecName = None,
     max_shard_size: Annotated[str, typer.Option(help="the largest file to write")] = "5GB",

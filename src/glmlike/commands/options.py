@@ -7,7 +7,16 @@ from typing import Annotated, Optional
 
 import typer
 
-FORMATS_HELP = "glmlike, glm-10b, glm-130b, chatglm-6b, chatglm, glm, glm4, llama, qwen2, meta"
+from glmlike.hub_json import FORMATS
+
+FORMATS_HELP = ", ".join(FORMATS)
+
+
+def complete_formats(incomplete: str) -> list[str]:
+    """What a shell offers after --to."""
+    return [name for name in (*FORMATS, "gguf") if name.startswith(incomplete)]
+
+
 Folder = Annotated[Path, typer.Argument(help="a checkpoint's folder, in any known format", show_default=False)]
 AsJson = Annotated[bool, typer.Option("--json", help="print JSON instead of a table")]
 # typer reads these annotations at run time, where Python 3.10 needs Optional.

@@ -7,8 +7,13 @@ from typing import Annotated, Any, Optional
 
 import typer
 
-from glmlike.commands.options import FORMATS_HELP, AsJson, Folder, Generation, SpecName
+from glmlike.commands.options import FORMATS_HELP, AsJson, Folder, Generation, SpecName, complete_formats
 from glmlike.commands.printing import print_table, short
+
+
+def _complete(incomplete: str) -> list[str]:
+    formats = [name for name in complete_formats(incomplete) if name != "gguf"]
+    return [*formats, *(["remote-code"] if "remote-code".startswith(incomplete) else [])]
 
 
 def push(
@@ -20,6 +25,7 @@ def push(
             "--as",
             help=f"{FORMATS_HELP}; or remote-code: native, and loadable without glmlike",
             show_default="as it is",
+            autocompletion=_complete,
         ),
     ] = None,
     private: Annotated[bool, typer.Option("--private", help="create the repository private")] = False,
