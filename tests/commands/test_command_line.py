@@ -160,3 +160,12 @@ def test_errors_of_several_lines_become_one(
     monkeypatch.setattr(convert.glmlike, "convert", fail)
     monkeypatch.setattr("glmlike.checkpoint.sources.local_folder", lambda *_: TINY)
     assert run(capsys, "convert", "a", "b", "--to", "glm") == (2, "", "Error: first line second line\n")
+
+
+def test_control_c_is_exit_code_130(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("glmlike.checkpoint.sources.local_folder", interrupted)
+    code, out, err = run(capsys, "convert", "a", "b", "--to", "glm")
+    assert (code, out, "Traceback" in err) == (130, "", False)

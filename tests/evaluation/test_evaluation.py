@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import torch
 
-from blanks import byte_level
+from blanks import EOP, byte_level, infilling_model
 from glmlike.cli import main
 from glmlike.data import TINY
 from glmlike.errors import ConfigError, GlmLikeError
@@ -112,6 +112,32 @@ def test_a_text_longer_than_the_positions_is_read_in_windows(lm: Any, monkeypatc
     expected = sum(by_hand(lm, [*start, *ids[at : at + 10]], len(ids[at : at + 10])) for at in range(0, len(ids), 10))
     text = "And God saw the light, that it was good: and God divided the light."
     assert lm.loglikelihood_rolling([ask(text)], disable_tqdm=True) == pytest.approx([expected], abs=1e-4)
+
+
+INFILLING = [name for name, spec in SPECS.items() if spec.attention_mask == "prefix"]
+
+
+@pytest.mark.parametrize("name", INFILLING)
+@pytest.mark.parametrize("around", [None, "[CLS] $A <eop>"])
+def test_rows_of_a_batch_score_as_they_do_alone(name: str, around: str | None, make: Callable[..., Any]) -> None:
+    """For every decoder that fills blanks: right padding of other lengths changes nothing."""
+    pytest.importorskip("lm_eval")
+    from glmlike.evaluation.blanks import BlankFillingLM
+
+    model, tokenizer = infilling_model(make, name), byte_level(around)
+    lm = BlankFillingLM(pretrained=model, tokenizer=tokenizer, batch_size=4)
+    asked = [
+        ("one [MASK] two three", "to"),
+        ("[MASK]", "be or not"),
+        ("a b c d e f", " g"),
+        ("", "nothing"),
+        ("x", "y"),
+    ]
+    found = lm.loglikelihood([ask(*pair) for pair in asked], disable_tqdm=True)
+    pieces = [lm.piece_of(*pair) for pair in asked]
+    assert [piece[-1] == EOP for _, piece in pieces] == [True, True, False, False, False]
+    expected = [by_hand(lm, [*context, *piece], len(piece)) for context, piece in pieces]
+    assert [score for score, _ in found] == pytest.approx(expected, abs=1e-3)
 
 
 def test_two_blanks_are_filled_and_not_scored(lm: Any) -> None:

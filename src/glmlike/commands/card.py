@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Annotated, Optional
 
 import typer
+
+from glmlike.commands.options import AsJson
 
 
 def card(
@@ -59,6 +62,7 @@ def card(
         typer.Option(help="the set of the Trainer's evaluation"),
     ] = None,
     force: Annotated[bool, typer.Option("--force", help="README.md is there: add to it, your text kept")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Write FOLDER's README.md, a model card, from what training, evaluation and conversion left in it."""
     from glmlike.cards import About, check_card, write_card
@@ -78,6 +82,10 @@ def card(
         evaluated_on=evaluated_on,
     )
     written = write_card(folder, about, force=force)
+    problems = check_card(written[0].read_text(encoding="utf8"))
+    if as_json:
+        print(json.dumps({"written": [str(path) for path in written], "to_do": problems}, indent=2))
+        return
     print("\n".join(f"wrote {path}" for path in written))
-    for problem in check_card(written[0].read_text(encoding="utf8")):
+    for problem in problems:
         print(f"to do: {problem}")
