@@ -165,6 +165,10 @@ def test_the_command_and_the_card(capsys: pytest.CaptureFixture[str], tmp_path: 
     assert values["glmlike_infill_en", "acc"] > 0.25
     assert 1 < values["glmlike_bits_per_byte_zh", "bits_per_byte"] < 8
     assert Path(report["file"]).parent == folder / "eval"
+    written = Path(report["file"]).read_text()
+    assert json.loads(written)["config"]["model"] == "model"
+    assert str(tmp_path) not in written
+    assert str(TASKS) not in written
     card = (folder / "README.md").read_text()
     for (task, metric), value in values.items():
         assert f"| {task} | {metric} | {value:.4f}" in card

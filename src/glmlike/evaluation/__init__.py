@@ -151,8 +151,20 @@ def _named(value: Any) -> str:
     return str(getattr(value, "__name__", value))
 
 
+def _without_places(results: Mapping[str, Any]) -> dict[str, Any]:
+    """The results without paths of this machine: they are pushed with the model."""
+    config, tasks = dict(results.get("config") or {}), {}
+    if Path(str(config.get("model"))).is_dir():
+        config["model"] = Path(str(config["model"])).resolve().name
+    for name, task in results["configs"].items():
+        said = {key: value for key, value in (task.get("metadata") or {}).items() if key != "config_source"}
+        tasks[name] = {**task, "metadata": said}
+    return {**results, "config": config, "configs": tasks}
+
+
 def write_results(results: Mapping[str, Any], folder: Path) -> Path:
     """Write lm-eval's results as it does, ``results_<time>.json``, where ``glmlike card`` finds them."""
+    results = _without_places(results)
     folder.mkdir(parents=True, exist_ok=True)
     moment = datetime.now(timezone.utc).isoformat(timespec="seconds").replace(":", "-")
     path = folder / f"results_{moment}.json"
