@@ -70,6 +70,18 @@ MAY: dict[str, set[str]] = {
         *("transformers", "glmlike.generation_defaults"),
         *("glmlike.tokenization.prompts", "glmlike.tokenization.replies"),
     },
+    "doctor": {"glmlike", "glmlike.data", "huggingface_hub", "packaging", "torch", "transformers"},
+    "evaluation/__init__": {"glmlike.errors", "glmlike.evaluation.blanks", "lm_eval", "torch", "transformers"},
+    "evaluation/blanks": {
+        *("lm_eval", "glmlike.errors", "glmlike.infilling.context", "glmlike.infilling.decoding"),
+        "glmlike.infilling.filling",
+    },
+    "evaluation/tasks/rows": {"datasets"},
+    "startup/sitecustomize": {"glmlike"},
+    "terminal_chat": {
+        *("torch", "transformers", "glmlike.errors", "glmlike.generation_defaults"),
+        "glmlike.tokenization.replies",
+    },
     "generation_defaults": {"transformers", "glmlike.errors"},
     "tokenization/__init__": {"glmlike.tokenization.tokenizer"},
     "tokenization/alignment": {"glmlike.tokenization.charsmap"},
@@ -336,7 +348,8 @@ def run(code: str) -> str:
 
 
 def test_importing_the_package_imports_neither_torch_nor_transformers() -> None:
-    rooms = "glmlike, glmlike.cards, glmlike.checkpoint, glmlike.cli, glmlike.infilling, glmlike.push"
+    rooms = "glmlike, glmlike.cards, glmlike.checkpoint, glmlike.cli, glmlike.doctor, glmlike.evaluation, "
+    rooms += "glmlike.infilling, glmlike.push"
     code = f"import sys, {rooms}; print({{'torch', 'transformers'}} & set(sys.modules))"
     assert run(code).strip() == "set()"
 

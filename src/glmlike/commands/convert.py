@@ -1,0 +1,107 @@
+"""``glmlike convert``."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated, Any, Optional
+
+import typer
+
+import glmlike
+from glmlike.commands.options import FORMATS_HELP, AsJson, Generation, SpecName, complete_formats
+from glmlike.commands.printing import print_report, print_table, short
+
+
+def convert(
+    source: Annotated[
+        str, typer.Argument(metavar="SRC", help="the checkpoint's folder, or its id on the Hub", show_default=False)
+    ],
+    destination: Annotated[Path, typer.Argument(metavar="DST", help="a new folder", show_default=False)],
+    to: Annotated[
+        str,
+        typer.Option(
+            "--to",
+            help=f"{FORMATS_HELP}; or gguf, a file for llama.cpp",
+            show_default=False,
+            autocompletion=complete_formats,
+        ),
+    ],
+    revision: Annotated[
+        Optional[str],  # noqa: UP045
+        typer.Option(help="of SRC on the Hub: a commit, a tag or a branch", show_default="its newest"),
+    ] = None,
+    generation: Generation = None,
+    spec: SpecName = None,
+    max_shard_size: Annotated[str, typer.Option(help="the largest file to write")] = "5GB",
+    tensor_parallel: Annotated[
+        Optional[int],  # noqa: UP045
+        typer.Option(help="with --to glm-130b or meta: the number of rank files to write", show_default="1"),
+    ] = None,
+    dtype: Annotated[
+        Optional[str],  # noqa: UP045
+        typer.Option(
+            help="round every floating-point tensor to float32, float16 or bfloat16; with --to gguf also q8_0, q5_1, "
+            "q5_0, q4_1, q4_0",
+            show_default="the source's",
+        ),
+    ] = None,
+    max_memory: Annotated[
+        Optional[str],  # noqa: UP045
+        typer.Option(help="the most memory the whole process may use, such as 2GB", show_default="1GB"),
+    ] = None,
+    workers: Annotated[
+        Optional[int],  # noqa: UP045
+        typer.Option(help="threads that read, hash and write", show_default="one a processor, at most 4", min=1),
+    ] = None,
+    verify: Annotated[
+        Optional[str],  # noqa: UP045
+        typer.Option(
+            help="how the result is read back: none, hash or roundtrip", show_default="roundtrip where that can be"
+        ),
+    ] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="go on with an interrupted conversion")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="print the plan and write nothing")] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="no progress bar, no table")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Write SRC in another format to the new folder DST, every number kept bit for bit; DST appears whole or not.
+
+    Integers of a pre-quantized SRC become floats; the report's notes say so.
+    """
+    from dataclasses import asdict
+
+    from glmlike.checkpoint.progress import on_terminal
+    from glmlike.checkpoint.sources import local_folder
+
+    folder = local_folder(source, revision)
+    options: dict[str, Any] = {
+        "to": to,
+        "generation": generation,
+        "spec": spec,
+        "max_shard_size": max_shard_size,
+        "tensor_parallel": tensor_parallel,
+        "dtype": dtype,
+        "max_memory": max_memory,
+        "workers": workers,
+        "verify": verify,
+    }
+    if dry_run:
+        plan = glmlike.convert(folder, destination, dry_run=True, **options)
+        _print_plan(plan.to_dict(), as_json)
+        return
+    report = asdict(glmlike.convert(folder, destination, resume=resume, watch=on_terminal(quiet), **options))
+    if as_json or not quiet:
+        print_report("converted", report, as_json)
+
+
+def _print_plan(plan: dict[str, Any], as_json: bool) -> None:
+    if as_json:
+        print(json.dumps(plan, indent=2, ensure_ascii=False))
+        return
+    for step in plan["steps"]:
+        shape = " x ".join(map(str, step["shape"])) or "scalar"
+        print(f"{step['file']}: {step['name']} {step['dtype']} {shape} <- {', '.join(step['sources'])} [{step['how']}]")
+    facts = {name: value for name, value in plan.items() if name not in ("steps", "memory", "identity")}
+    facts |= {f"memory {name}": value for name, value in plan["memory"].items()}
+    print_table("plan", {name: short(value) for name, value in facts.items()})

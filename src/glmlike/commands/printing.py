@@ -1,0 +1,39 @@
+"""What commands print: tables for people, JSON for machines."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+
+def print_report(title: str, report: dict[str, Any], as_json: bool) -> None:
+    if as_json:
+        print(json.dumps(report, indent=2, default=str))
+        return
+    print_table(title, {name: short(value) for name, value in report.items()})
+
+
+def print_table(title: str, rows: dict[str, Any]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(title=title, show_header=False, title_justify="left")
+    for name, value in rows.items():
+        table.add_row(name.replace("_", " "), str(value))
+    Console().print(table)
+
+
+def short(value: Any) -> str:
+    """One line for a person: thousands grouped, long lists cut, seconds rounded."""
+    if isinstance(value, bool) or value is None:
+        return str(value)
+    if isinstance(value, int):
+        return f"{value:,}"
+    if isinstance(value, float):
+        return f"{value:.2f}"
+    if isinstance(value, (list, tuple)):
+        shown = ", ".join(str(item) for item in value[:4])
+        return f"{shown}, … ({len(value)} in all)" if len(value) > 4 else shown or "none"
+    if isinstance(value, dict):
+        return ", ".join(f"{count} x {name}" for name, count in value.items())
+    return str(value)
