@@ -187,19 +187,25 @@ MAY: dict[str, set[str]] = {
     },
     "lora": {"peft", "glmlike.errors"},
     "checkpoint/adapter_files": {
-        *("torch", "glmlike.errors", "glmlike.checkpoint.layouts", "glmlike.checkpoint.shards"),
+        *("torch", "glmlike.errors", "glmlike.checkpoint.containers", "glmlike.checkpoint.layouts"),
+        *("glmlike.checkpoint.shards", "glmlike.checkpoint.streams"),
     },
     "checkpoint/adapters": {
         *("torch", "glmlike.errors", "glmlike.hub_json", "glmlike.spec", "glmlike.checkpoint.adapter_files"),
-        *("glmlike.checkpoint.formats", "glmlike.checkpoint.layouts", "glmlike.checkpoint.native"),
-        *("glmlike.checkpoint.rules", "glmlike.checkpoint.shards"),
+        *("glmlike.checkpoint.destination", "glmlike.checkpoint.formats", "glmlike.checkpoint.headers"),
+        *("glmlike.checkpoint.layouts", "glmlike.checkpoint.native", "glmlike.checkpoint.rules"),
+        *("glmlike.checkpoint.shards", "glmlike.checkpoint.streams", "glmlike.checkpoint.through_layouts"),
+    },
+    "checkpoint/merged": {
+        *("torch", "glmlike.errors", "glmlike.checkpoint.adapter_files", "glmlike.checkpoint.adapters"),
+        *("glmlike.checkpoint.layouts", "glmlike.checkpoint.streams"),
     },
     "checkpoint/merging": {
-        *("torch", "glmlike.errors", "glmlike.hub_json", "glmlike.spec", "glmlike.checkpoint.adapter_files"),
-        *("glmlike.checkpoint.adapters", "glmlike.checkpoint.companions", "glmlike.checkpoint.destination"),
-        *("glmlike.checkpoint.detection", "glmlike.checkpoint.formats", "glmlike.checkpoint.provenance"),
-        *("glmlike.checkpoint.native", "glmlike.checkpoint.rules", "glmlike.checkpoint.shards"),
-        "glmlike.checkpoint.streams",
+        *("glmlike.errors", "glmlike.hub_json", "glmlike.spec", "glmlike.checkpoint.adapter_files"),
+        *("glmlike.checkpoint.adapters", "glmlike.checkpoint.companions", "glmlike.checkpoint.convert"),
+        *("glmlike.checkpoint.destination", "glmlike.checkpoint.detection", "glmlike.checkpoint.formats"),
+        *("glmlike.checkpoint.merged", "glmlike.checkpoint.native", "glmlike.checkpoint.plan"),
+        *("glmlike.checkpoint.provenance", "glmlike.checkpoint.shards", "glmlike.checkpoint.streams"),
     },
     "parity": {
         *("torch", "glmlike.checkpoint.convert", "glmlike.configuration", "glmlike.errors", "glmlike.hub_json"),

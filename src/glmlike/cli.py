@@ -26,6 +26,19 @@ app = typer.Typer(
 
 _FORMATS = "glmlike, glm-10b, glm-130b, chatglm-6b, chatglm, glm, glm4, llama, qwen2, meta"
 Folder = Annotated[Path, typer.Argument(help="a checkpoint's folder, in any known format", show_default=False)]
+Source = Annotated[
+    str, typer.Argument(help="a checkpoint's folder, or user/name[@revision] on the Hub", show_default=False)
+]
+MaxMemory = Annotated[
+    Optional[str],  # noqa: UP045
+    typer.Option(help="the most memory the whole process may use, such as 2GB", show_default="1GB"),
+]
+Workers = Annotated[
+    Optional[int],  # noqa: UP045
+    typer.Option(help="threads that read, hash and write", show_default="one a processor, at most 4", min=1),
+]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="print the plan and write nothing")]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="no progress bar, no table")]
 AsJson = Annotated[bool, typer.Option("--json", help="print JSON instead of a table")]
 # typer reads these annotations at run time, where Python 3.10 needs Optional.
 GenerationOption = Annotated[
@@ -80,10 +93,16 @@ def demo(
 
 @app.command()
 def inspect(
-    folder: Folder, generation: GenerationOption = None, spec: SpecOption = None, as_json: AsJson = False
+    folder: Source, generation: GenerationOption = None, spec: SpecOption = None, as_json: AsJson = False
 ) -> None:
-    """What a folder holds: its format, its decoder, its tensors, and the formats it converts to."""
-    facts = _facts(folder, generation, spec)
+    """What a folder holds: its format, its decoder, its tensors, and the formats it converts to.
+
+    Of a repository on the Hub only config and headers are read, where its weights are .safetensors files.
+    """
+    from glmlike.checkpoint.sources import headers
+
+    with headers(folder) as local:
+        facts = _facts(local, generation, spec)
     if as_json:
         print(json.dumps(facts, indent=2))
         return
@@ -116,7 +135,10 @@ def _facts(folder: Path, generation: Any, spec: str | None) -> dict[str, Any]:
 @app.command()
 def convert(
     source: Annotated[
-        str, typer.Argument(metavar="SRC", help="the checkpoint's folder, or its id on the Hub", show_default=False)
+        str,
+        typer.Argument(
+            metavar="SRC", help="the checkpoint's folder, or user/name[@revision] on the Hub", show_default=False
+        ),
     ],
     destination: Annotated[Path, typer.Argument(metavar="DST", help="a new folder", show_default=False)],
     to: Annotated[
@@ -142,14 +164,8 @@ def convert(
             show_default="the source's",
         ),
     ] = None,
-    max_memory: Annotated[
-        Optional[str],  # noqa: UP045
-        typer.Option(help="the most memory the whole process may use, such as 2GB", show_default="1GB"),
-    ] = None,
-    workers: Annotated[
-        Optional[int],  # noqa: UP045
-        typer.Option(help="threads that read, hash and write", show_default="one a processor, at most 4", min=1),
-    ] = None,
+    max_memory: MaxMemory = None,
+    workers: Workers = None,
     verify: Annotated[
         Optional[str],  # noqa: UP045
         typer.Option(
@@ -157,8 +173,8 @@ def convert(
         ),
     ] = None,
     resume: Annotated[bool, typer.Option("--resume", help="go on with an interrupted conversion")] = False,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="print the plan and write nothing")] = False,
-    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="no progress bar, no table")] = False,
+    dry_run: DryRun = False,
+    quiet: Quiet = False,
     as_json: AsJson = False,
 ) -> None:
     """Write SRC in another format to the new folder DST, every number kept bit for bit; DST appears whole or not.
@@ -198,15 +214,16 @@ def _print_plan(plan: dict[str, Any], as_json: bool) -> None:
     for step in plan["steps"]:
         shape = " x ".join(map(str, step["shape"])) or "scalar"
         print(f"{step['file']}: {step['name']} {step['dtype']} {shape} <- {', '.join(step['sources'])} [{step['how']}]")
-    facts = {name: value for name, value in plan.items() if name not in ("steps", "memory", "identity")}
+    facts = {name: value for name, value in plan.items() if name not in ("steps", "memory", "identity", "merged")}
+    facts["merged"] = [f"{one['name']} ({one['sha256'][:12]}…)" for one in plan["merged"]]
     facts |= {f"memory {name}": value for name, value in plan["memory"].items()}
     _print_table("plan", {name: _short(value) for name, value in facts.items()})
 
 
 @app.command()
 def verify(
-    left: Folder,
-    right: Folder,
+    left: Source,
+    right: Source,
     logits: Annotated[
         bool, typer.Option("--logits", help="run both decoders, a layer at a time, and compare what they compute")
     ] = False,
@@ -223,8 +240,11 @@ def verify(
 
     With --logits, that they compute the same: for folders whose numbers were rounded, quantized or trained on.
     """
+    from glmlike.checkpoint.sources import local_folder
+
+    mine, theirs = local_folder(left), local_folder(right)
     if not logits:
-        count = glmlike.verify(left, right, generation=generation, spec=spec)  # type: ignore[arg-type]
+        count = glmlike.verify(mine, theirs, generation=generation, spec=spec)  # type: ignore[arg-type]
         said = f"equal: {count} tensors of {left} and {right} have the same dtype, shape and bytes"
         print(json.dumps({"equal": True, "tensors": count}) if as_json else said)
         return
@@ -232,7 +252,7 @@ def verify(
 
     from glmlike.parity import parity
 
-    report = parity(left, right, layers=layers, tolerance=tolerance, generation=generation, spec=spec)  # type: ignore[arg-type]
+    report = parity(mine, theirs, layers=layers, tolerance=tolerance, generation=generation, spec=spec)  # type: ignore[arg-type]
     _print_report("computed", {"equal": report.equal, **asdict(report)}, as_json)
     if not report.equal:
         raise GlmLikeError(
@@ -243,42 +263,66 @@ def verify(
 
 @app.command()
 def merge(
-    base: Annotated[Path, typer.Argument(metavar="BASE", help="the base model's folder", show_default=False)],
+    base: Annotated[
+        str,
+        typer.Argument(
+            metavar="BASE", help="the base's folder, or user/name[@revision] on the Hub", show_default=False
+        ),
+    ],
     adapter: Annotated[
-        list[Path], typer.Argument(metavar="ADAPTER…", help="LoRA adapters, merged in this order", show_default=False)
+        list[str],
+        typer.Argument(metavar="ADAPTER…", help="LoRA adapters, folders or ids, merged in order", show_default=False),
     ],
     destination: Annotated[Path, typer.Argument(metavar="DST", help="a new folder", show_default=False)],
     to: Annotated[Optional[str], typer.Option("--to", help=_FORMATS, show_default="BASE's own")] = None,  # noqa: UP045
     generation: GenerationOption = None,
     spec: SpecOption = None,
     max_shard_size: Annotated[str, typer.Option(help="the largest file to write")] = "5GB",
+    max_memory: MaxMemory = None,
+    workers: Workers = None,
+    verify: Annotated[str, typer.Option(help="how the result is read back: none or hash")] = "hash",
     force: Annotated[bool, typer.Option("--force", help="merge an adapter once more that BASE holds already")] = False,
+    resume: Annotated[bool, typer.Option("--resume", help="go on with an interrupted merge")] = False,
+    dry_run: DryRun = False,
+    quiet: Quiet = False,
     as_json: AsJson = False,
 ) -> None:
     """Write BASE with LoRA adapters merged into its weights to the new folder DST, without loading the model."""
     from dataclasses import asdict
 
-    report = glmlike.merge(
-        base,
-        adapter,
-        destination,
-        to=to,  # type: ignore[arg-type]
-        generation=generation,  # type: ignore[arg-type]
-        spec=spec,
-        max_shard_size=max_shard_size,
-        force=force,
-    )
-    _print_report("merged", asdict(report), as_json)
+    from glmlike.checkpoint.progress import on_terminal
+    from glmlike.checkpoint.sources import local_adapter, local_folder
+
+    options: dict[str, Any] = {
+        "to": to,
+        "generation": generation,
+        "spec": spec,
+        "max_shard_size": max_shard_size,
+        "max_memory": max_memory,
+        "workers": workers,
+        "verify": verify,
+        "force": force,
+    }
+    ends = local_folder(base), [local_adapter(one) for one in adapter], destination
+    if dry_run:
+        _print_plan(glmlike.merge(*ends, dry_run=True, **options).to_dict(), as_json)
+        return
+    report = asdict(glmlike.merge(*ends, resume=resume, watch=on_terminal(quiet, "merging"), **options))
+    if as_json or not quiet:
+        _print_report("merged", report, as_json)
 
 
 @app.command("convert-adapter")
 def convert_adapter(
-    source: Annotated[Path, typer.Argument(metavar="SRC", help="a LoRA adapter's folder", show_default=False)],
+    source: Annotated[
+        str,
+        typer.Argument(metavar="SRC", help="a LoRA adapter's folder, or user/name[@revision]", show_default=False),
+    ],
     destination: Annotated[Path, typer.Argument(metavar="DST", help="a new folder", show_default=False)],
     to: Annotated[str, typer.Option("--to", help=_FORMATS, show_default=False)],
     base: Annotated[
-        Optional[Path],  # noqa: UP045
-        typer.Option(help="the base model's folder (its config.json)", show_default="what the adapter names"),
+        Optional[str],  # noqa: UP045
+        typer.Option(help="the base's folder or id (its config.json is read)", show_default="what the adapter names"),
     ] = None,
     base_name: Annotated[
         Optional[str],  # noqa: UP045
@@ -290,11 +334,13 @@ def convert_adapter(
     """Write a LoRA adapter for the modules of another format, exactly: fused query_key_value to q, k, v and back."""
     from dataclasses import asdict
 
+    from glmlike.checkpoint.sources import local_adapter, local_config
+
     report = glmlike.convert_adapter(
-        source,
+        local_adapter(source),
         destination,
         to=to,  # type: ignore[arg-type]
-        base=base,
+        base=None if base is None else local_config(base),
         base_name=base_name,
         generation=generation,  # type: ignore[arg-type]
     )
