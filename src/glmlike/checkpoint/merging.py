@@ -316,4 +316,5 @@ def _new_adapters(
                 "into the base it was trained on, or pass force to add it once more."
             )
         held.add(sha256)
-    return [{"name": folder.name, "sha256": sha256} for folder, sha256 in zip(folders, digests, strict=True)]
+    origins = [provenance.origin_of(folder).to_dict() for folder in folders]
+    return [{**origin, "sha256": sha256} for origin, sha256 in zip(origins, digests, strict=True)]
