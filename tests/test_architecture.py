@@ -185,7 +185,7 @@ MAY: dict[str, set[str]] = {
         *("glmlike.checkpoint.headers", "glmlike.checkpoint.on_the_fly", "glmlike.checkpoint.quantized"),
         "glmlike.checkpoint.shards",
     },
-    "lora": {"peft", "glmlike.errors"},
+    "lora": {"huggingface_hub", "peft", "glmlike.errors"},
     "checkpoint/adapter_files": {
         *("torch", "glmlike.errors", "glmlike.checkpoint.containers", "glmlike.checkpoint.layouts"),
         *("glmlike.checkpoint.shards", "glmlike.checkpoint.streams"),

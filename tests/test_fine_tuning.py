@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import importlib
 import json
+import os
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,6 +18,7 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 
 import glmlike
+import hub_server
 from specs import SPECS
 
 peft = pytest.importorskip("peft")
@@ -187,3 +191,55 @@ def test_a_folder_of_an_old_adapter_is_a_model(make: Callable[..., Any], tmp_pat
     with pytest.raises(ValueError, match="Target modules .*query_key_value.* not found"):  # PEFT's: see load_adapter
         peft.PeftModel.from_pretrained(load(tmp_path / "base"), tmp_path / "old")
     torch.testing.assert_close(logits(glmlike.load_adapter(load(tmp_path / "base"), tmp_path / "old")), expected)
+
+
+_FROM_THE_HUB = """
+import json, sys
+import peft, torch, glmlike
+from transformers import AutoModelForCausalLM
+base, first = sys.argv[1:]
+ids = torch.arange(3, 12)[None]
+found = []
+for load in (
+    lambda model: glmlike.load_adapter(model, "some/old", revision=first),
+    lambda model: model.load_adapter("some/old", adapter_kwargs={"revision": first}),
+    lambda model: glmlike.load_adapter(model, "some/nested", subfolder="inner"),
+):
+    model = AutoModelForCausalLM.from_pretrained(base).eval()
+    loaded = load(model)
+    model = loaded if isinstance(loaded, peft.PeftModel) else model
+    found.append(model.eval()(ids).logits.tolist())
+try:
+    glmlike.load_adapter(AutoModelForCausalLM.from_pretrained(base), "some/absent")
+except ValueError as error:
+    found.append(str(error))
+print(json.dumps(found))
+"""
+
+
+def test_old_adapters_on_the_hub(make: Callable[..., Any], tmp_path: Path) -> None:
+    make(SPECS["chatglm2"]).save_pretrained(tmp_path / "base")
+    config = peft.LoraConfig(task_type="CAUSAL_LM", target_modules=["q_proj"], init_lora_weights=False)
+    tuned = peft.get_peft_model(load(tmp_path / "base"), config)
+    tuned.save_pretrained(tmp_path / "native")
+    glmlike.convert_adapter(tmp_path / "native", tmp_path / "old", to="chatglm", base=tmp_path / "base")
+    content = {path.name: path.read_bytes() for path in (tmp_path / "old").iterdir()}
+    with hub_server.running() as hub:
+        first = hub.put("some/old", content)
+        hub.put("some/old", {"README.md": b"withdrawn"})
+        hub.put("some/nested", {f"inner/{name}": data for name, data in content.items()})
+        known = {name: value for name, value in os.environ.items() if not name.startswith("HF_")}
+        environment = {
+            **known,
+            "HF_ENDPOINT": hub.address,
+            "HF_HOME": str(tmp_path / "home"),
+            "HF_HUB_DISABLE_XET": "1",
+        }
+        command = [sys.executable, "-c", _FROM_THE_HUB, str(tmp_path / "base"), first]
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    *found, absent = json.loads(done.stdout)
+    expected = logits(tuned, torch.arange(3, 12)[None])
+    for tokens in found:
+        torch.testing.assert_close(torch.tensor(tokens), expected)
+    assert "some/absent" in absent
