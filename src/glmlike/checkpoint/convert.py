@@ -204,7 +204,7 @@ def convert(
         return plan
     require_new(plan)
     require_equal_copies(source)
-    resumed = _carry_out(plan, resume, watch)
+    resumed = run_plan(plan, resume, watch)
     return ConversionReport(
         source=source.folder,
         destination=plan.destination,
@@ -242,7 +242,7 @@ def _plan_with_torch(*arguments: Any, **options: Any) -> Plan:
     return make_plan(*arguments, **options)
 
 
-def _carry_out(plan: Plan, resume: bool, watch: Watch | None) -> int:
+def run_plan(plan: Plan, resume: bool, watch: Watch | None) -> int:
     """Write, verify and move into place; the number of tensors that an earlier run had written."""
     before = provenance.earlier_record(plan.source)
     total = plan.bytes if plan.verify == "none" else 2 * plan.bytes + sum(source_parts(plan)[1].values())
@@ -266,7 +266,9 @@ def _record(plan: Plan, sums: Mapping[tuple[str, str], Sums], before: dict[str, 
     for (file, name), found in sums.items():
         tensors[file][name] = found.sha256
     hashes = plan.source_hashes if plan.verify != "none" else None
-    return provenance.record(origin, plan.source_format, plan.target_format, plan.identity, hashes, tensors, before)
+    return provenance.record(
+        origin, plan.source_format, plan.target_format, plan.identity, hashes, tensors, before, plan.merged
+    )
 
 
 def _require_no_others(**options: Any) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -22,6 +22,7 @@ from glmlike.checkpoint.streams import FLOATS, Cast, Dequantized, LastMade, Load
 from glmlike.checkpoint.through_layouts import to_foreign_streams
 from glmlike.errors import ConfigError
 from glmlike.hub_json import Format
+from glmlike.spec import DecoderSpec
 
 Dtype = Literal["float32", "float16", "bfloat16"]
 Verify = Literal["none", "hash", "roundtrip"]
@@ -32,7 +33,8 @@ DTYPES: dict[str, str] = {"float32": "F32", "float16": "F16", "bfloat16": "BF16"
 class Step:
     """One tensor that will be written: of which source tensors, by which layouts, into which file.
 
-    ``how``: "bytes" are moved as they are; "cast", "dequantize" compute numbers; "tensor" moves what only torch reads.
+    ``how``: "bytes" are moved as they are; "cast", "dequantize" and "merge" compute numbers; "tensor" moves what only
+    torch reads.
     """
 
     name: str
@@ -48,6 +50,21 @@ class Step:
     def to_dict(self) -> dict[str, Any]:
         """What a person or a script is shown."""
         return {name: value for name, value in vars(self).items() if name != "stream"}
+
+
+@dataclass(frozen=True)
+class Change:
+    """What becomes of a source's native tensors before they are written: adapters ``merged`` into them, say.
+
+    ``apply`` gives all native tensors of the decoder ``spec``; ``origins`` are the source's tensors that those are made
+    of which the source's decoder has not. ``merged`` is what the record says of the adapters.
+    """
+
+    spec: DecoderSpec
+    apply: Callable[[Mapping[str, Stream]], dict[str, Stream]]
+    merged: tuple[Mapping[str, str], ...]
+    origins: Mapping[str, str] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -81,6 +98,7 @@ class Plan:
     found: Detection = field(repr=False, compare=False)
     ranked: RankLayout | None = field(default=None, repr=False)
     source_hashes: provenance.Hashes = field(default_factory=dict, repr=False, compare=False)
+    merged: tuple[Mapping[str, str], ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
         """The plan as JSON holds it."""
@@ -106,8 +124,11 @@ def make_plan(
     max_memory: int | None,
     workers: int | None,
     verify: Verify | None,
+    change: Change | None = None,
 ) -> Plan:
-    """The plan of writing ``found`` in the format of ``table``; only headers have been read.
+    """The plan of writing ``found``, with a ``change`` of its numbers or none, in the format of ``table``.
+
+    Only headers have been read.
 
     Raises:
         ConfigError: ``verify="roundtrip"`` where numbers are rounded or rows dropped: there is no way back.
@@ -115,19 +136,19 @@ def make_plan(
     """
     missing, unknown = missing_and_unknown(found)
     ranked = RANKED[table.name].layout(found.spec, ranks) if table.name in RANKED else None
-    made = list(_steps(found, table, dtype, ranked, limit))
-    lossless = not missing and _is_lossless(found, made)
+    made = list(_steps(found, table, dtype, ranked, limit, change))
+    lossless = not missing and change is None and _is_lossless(found, made)
     if verify == "roundtrip" and not lossless:
         raise ConfigError(
             f"verify='roundtrip': {found.folder} cannot be made again from the result, since numbers are rounded or "
-            "rows dropped. Pass 'hash', which reads everything back."
+            "changed, or rows dropped. Pass 'hash', which reads everything back."
         )
     total = sum(step.bytes for step in made)
     hashes: provenance.Hashes = {}
     containers = tuple(_containers(found, made, table.name, ranked, hashes if verify != "none" else None))
     streams = [step.stream for step in made]
     hashed = verify != "none"
-    key = _identity(found, made, config, hashed)
+    key = _identity(found, made, config, hashed, change)
     return Plan(
         source=found.folder,
         destination=destination,
@@ -142,7 +163,7 @@ def make_plan(
         verify=verify or ("roundtrip" if lossless else "hash"),
         lossless=lossless,
         dropped=tuple(sorted(set_aside(found))),
-        notes=(*found.notes, *_history(found)),
+        notes=(*found.notes, *_history(found), *(change.notes if change else ())),
         missing=tuple(missing),
         unknown=tuple(unknown),
         identity=key,
@@ -151,19 +172,29 @@ def make_plan(
         found=found,
         ranked=ranked,
         source_hashes=hashes,
+        merged=change.merged if change else (),
     )
 
 
 def _steps(
-    found: Detection, table: FormatTable, dtype: Dtype | None, ranked: RankLayout | None, limit: int
+    found: Detection,
+    table: FormatTable,
+    dtype: Dtype | None,
+    ranked: RankLayout | None,
+    limit: int,
+    change: Change | None,
 ) -> Iterator[Step]:
     """Every tensor of the target format; those whose sources are missing are left out."""
     native = _native(found)
     if dtype is not None:
         native = {name: _cast(stream, DTYPES[dtype]) for name, stream in native.items()}
     makers = by_native(found.table.steps(found.spec))
+    spec = found.spec
+    if change is not None:
+        native, spec = change.apply(native), change.spec
+        makers |= {name: makers[origin] for name, origin in change.origins.items()}
     drafts = []
-    for rule in table.steps(found.spec):
+    for rule in table.steps(spec):
         if not all(name in native for name in rule.native):
             continue
         sources = tuple(dict.fromkeys(name for key in rule.native for name in makers[key].foreign))
@@ -215,6 +246,7 @@ def how(stream: Stream) -> str:
     """What is done to the bytes of a stream: see :class:`Step`."""
     kinds = {type(part) for part in leaves(stream)}
     found = [name for kind, name in ((Cast, "cast"), (Dequantized, "dequantize"), (Loaded, "tensor")) if kind in kinds]
+    found += sorted({kind.how for kind in kinds if hasattr(kind, "how")})
     return "+".join(found) or "bytes"
 
 
@@ -273,10 +305,9 @@ def _disk(found: Detection, steps: Sequence[Step], containers: Sequence[Containe
 
 def _held(streams: Sequence[Stream]) -> int:
     """What a worker holds of tensors that are made or read whole: those it keeps, and what one is made of."""
-    largest = max(
-        (size_of(leaf) for stream in streams for leaf in leaves(stream) if isinstance(leaf, Loaded)), default=0
-    )
-    return (LastMade.KEPT + 1) * largest
+    found = [leaf for stream in streams for leaf in leaves(stream)]
+    largest = max((size_of(leaf) for leaf in found if isinstance(leaf, Loaded)), default=0)
+    return (LastMade.KEPT + 1) * largest + max((getattr(leaf, "held", 0) for leaf in found), default=0)
 
 
 def _history(found: Detection) -> tuple[str, ...]:
@@ -288,10 +319,13 @@ def _history(found: Detection) -> tuple[str, ...]:
     return (f"the source was itself converted, from {made_of}: see its {provenance.RECORD}",)
 
 
-def _identity(found: Detection, steps: Sequence[Step], config: dict[str, Any], hashed: bool) -> str:
+def _identity(
+    found: Detection, steps: Sequence[Step], config: dict[str, Any], hashed: bool, change: Change | None
+) -> str:
     """The sha256 of everything that decides the bytes of the result but the contents of the source's tensors."""
     return provenance.sha256_of(
         {
+            **({"merged": [dict(entry) for entry in change.merged]} if change else {}),
             "version": provenance.version(),
             "files": provenance.identity(list(found.checkpoint.files), found.folder),
             "origin": provenance.origin_of(found.folder).to_dict(),
