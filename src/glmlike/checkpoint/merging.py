@@ -18,15 +18,18 @@ from typing import TYPE_CHECKING, Any
 from glmlike.checkpoint import provenance
 from glmlike.checkpoint.adapter_files import Adapter, Lora, read_adapter
 from glmlike.checkpoint.adapters import find_names, fingerprint, to_native
+from glmlike.checkpoint.byte_files import ByteFile
+from glmlike.checkpoint.checksums import tensor_hasher
 from glmlike.checkpoint.companions import carried, copy_companions, undefaulted_tokens
 from glmlike.checkpoint.destination import fresh_folder
 from glmlike.checkpoint.detection import Detection, detect
 from glmlike.checkpoint.detection import to_native as read_native
 from glmlike.checkpoint.formats import TABLES
 from glmlike.checkpoint.native import native_shapes
+from glmlike.checkpoint.plan import file_names
 from glmlike.checkpoint.rules import by_native
 from glmlike.checkpoint.shards import open_checkpoint, parse_size, write_shards
-from glmlike.checkpoint.streams import digest, in_memory
+from glmlike.checkpoint.streams import Stored, digest, in_memory
 from glmlike.errors import CannotExpressError, CheckpointError, ConfigError
 from glmlike.hub_json import FORMATS, Format, Generation, cannot_express, dropped_rows, write_config
 from glmlike.spec import DecoderSpec
@@ -150,7 +153,7 @@ def merge(
     ranks and alphas by module, lora_bias, trained biases, embeddings and modules_to_save are merged as PEFT does.
 
     An adapter that changes only one of a tied embedding and head gives a result with a head of its own: this is what
-    the adapter computes. Every tensor is read back from ``dst`` and its sha256 compared before ``dst`` appears. The
+    the adapter computes. Every tensor is read back from ``dst`` and its hash compared before ``dst`` appears. The
     result's ``glmlike.json`` holds the sha256 of what was merged; the same adapter is not merged into it again, unless
     ``force``.
 
@@ -184,7 +187,7 @@ def merge(
         index = write_shards(partial, _hashed(job.foreign(target), digests_of), limit)
         written = _require_written(partial, digests_of)
         (partial / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf8")
-        origin, hashes = provenance.origin_of(source.folder), _source_hashes(source)
+        origin, hashes = provenance.origin_of(source.folder), _source_files(source)
         record = provenance.record(origin, source.format, target, identity, hashes, written, before, merged)
         (partial / provenance.RECORD).write_text(record, encoding="utf8")
         copy_companions(source.folder, partial)
@@ -288,20 +291,17 @@ def _identity(source: Detection, config: dict[str, Any], digests: Sequence[str],
     return provenance.sha256_of({**facts, "adapters": list(digests), "limit": limit})
 
 
-def _source_hashes(source: Detection) -> provenance.Hashes:
-    """The sha256 of every tensor of the base's files."""
-    checkpoint, buffer = source.checkpoint, memoryview(bytearray(_READ))
-    parts = dict.fromkeys(part for name in checkpoint.tensors for part in checkpoint.parts(name))
-    return {
-        (path.relative_to(source.folder).as_posix(), name): digest(
-            checkpoint.stored(path, name), hashlib.sha256(), buffer
-        )
-        for path, name in parts
-    }
+def _source_files(source: Detection) -> provenance.SourceFiles:
+    """The sha256 of the base's files of weights."""
+    buffer, found = memoryview(bytearray(_READ)), {}
+    for name, path in file_names(source).items():
+        whole = Stored(ByteFile(path), 0, "U8", (path.stat().st_size,))
+        found[name] = digest(whole, hashlib.sha256(), buffer)
+    return provenance.SourceFiles(found, computed=True)
 
 
 def _digest(tensor: Tensor) -> str:
-    return digest(in_memory(tensor), hashlib.sha256(), memoryview(bytearray(_READ)))
+    return digest(in_memory(tensor), tensor_hasher(), memoryview(bytearray(_READ)))
 
 
 def _hashed(tensors: Iterator[tuple[str, Tensor]], digests: dict[str, str]) -> Iterator[tuple[str, Tensor]]:
@@ -317,7 +317,7 @@ def _hashed(tensors: Iterator[tuple[str, Tensor]], digests: dict[str, str]) -> I
 def _require_written(folder: Path, digests: Mapping[str, str]) -> dict[str, dict[str, str]]:
     """The hashes of what stands in the files, by file, once they are those of what was to be written."""
     checkpoint, buffer = open_checkpoint(folder), memoryview(bytearray(_READ))
-    found = {name: digest(checkpoint.stream(name), hashlib.sha256(), buffer) for name in checkpoint.tensors}
+    found = {name: digest(checkpoint.stream(name), tensor_hasher(), buffer) for name in checkpoint.tensors}
     wrong = sorted(name for name in found.keys() | digests.keys() if found.get(name) != digests.get(name))
     if wrong:
         raise CheckpointError(f"{wrong[:1]}: the file does not hold what was written to it. Check the disk, run again.")
