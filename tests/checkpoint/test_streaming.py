@@ -568,6 +568,7 @@ on_linux = pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="ne
 def test_the_whole_process_stays_below_its_bound(tmp_path: Path) -> None:
     """A model larger than the bound; nothing of torch is imported where bytes are moved."""
     source = write_big(tmp_path / "source", layers=60, sparse=True)
+    assert sum(path.stat().st_blocks * 512 for path in source.iterdir()) < 10e6
     found = peak(source, tmp_path / "out", "glm", max_memory="100MB", verify="hash")
     assert found["bytes"] > 200e6
     assert found["peak"] < 100e6
