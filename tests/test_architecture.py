@@ -235,14 +235,15 @@ MAY: dict[str, set[str]] = {
     },
     "checkpoint/memory": {"glmlike.errors", "glmlike.checkpoint.streams"},
     "checkpoint/journal": {"glmlike.errors", "glmlike.checkpoint.containers"},
-    "checkpoint/provenance": {"glmlike.errors", "glmlike.checkpoint.containers"},
+    "checkpoint/provenance": {"glmlike.errors", "glmlike.checkpoint.checksums", "glmlike.checkpoint.containers"},
     "checkpoint/shards": {
         *("torch", "safetensors", "glmlike.errors", "glmlike.checkpoint.inside", "glmlike.checkpoint.torch_zip"),
         *("glmlike.checkpoint.byte_files", "glmlike.checkpoint.headers", "glmlike.checkpoint.streams"),
     },
     "checkpoint/execute": {
-        *("glmlike.errors", "glmlike.checkpoint.byte_files", "glmlike.checkpoint.containers"),
-        *("glmlike.checkpoint.journal", "glmlike.checkpoint.plan", "glmlike.checkpoint.streams"),
+        *("glmlike.errors", "glmlike.checkpoint", "glmlike.checkpoint.byte_files", "glmlike.checkpoint.checksums"),
+        *("glmlike.checkpoint.containers", "glmlike.checkpoint.journal", "glmlike.checkpoint.plan"),
+        *("glmlike.checkpoint.provenance", "glmlike.checkpoint.streams"),
     },
     "checkpoint/splits": {
         *("torch", "glmlike.errors", "glmlike.checkpoint.layouts", "glmlike.checkpoint.streams"),
@@ -256,7 +257,7 @@ MAY: dict[str, set[str]] = {
     "checkpoint/inside": {"glmlike.errors"},
     "checkpoint/pickles": set(),
     "checkpoint/headers": {"glmlike.errors"},
-    "checkpoint/checksums": {"glmlike.errors"},
+    "checkpoint/checksums": {"xxhash", "glmlike.errors"},
     "checkpoint/torch_zip": {
         *("torch", "glmlike.errors", "glmlike.checkpoint.byte_files", "glmlike.checkpoint.checksums"),
         *("glmlike.checkpoint.headers", "glmlike.checkpoint.pickles", "glmlike.checkpoint.streams"),

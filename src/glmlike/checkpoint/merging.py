@@ -150,7 +150,7 @@ def merge(
     ``max_memory``, ``workers``, ``verify`` ("hash" or "none"), ``resume``, ``watch`` and ``dry_run`` are those of
     :func:`~glmlike.checkpoint.convert.convert`: a tensor's rows are read, changed, hashed and written in stretches, so
     the bound holds whatever the size of a shard or a tensor; an interrupted merge is resumed; every tensor is read back
-    and its sha256 compared before ``dst`` appears.
+    and its hash compared before ``dst`` appears.
 
     Raises:
         ConfigError: the base or the adapter is not what it should be, or ``to`` is no format that can be written here.
@@ -182,6 +182,7 @@ def merge(
         max_memory=None if max_memory is None else parse_size(max_memory),
         workers=workers,
         verify=verify,
+        sha256=verify != "none",
         change=change,
     )
     if dry_run:

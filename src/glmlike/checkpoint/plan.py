@@ -10,6 +10,7 @@ from typing import Any, Literal
 
 from glmlike.checkpoint import provenance
 from glmlike.checkpoint.byte_files import stored_bytes
+from glmlike.checkpoint.checksums import TENSOR_HASH
 from glmlike.checkpoint.containers import Container, SafetensorsFile, Sums, TorchZipFile
 from glmlike.checkpoint.detection import Detection, missing_and_unknown, native_streams, set_aside
 from glmlike.checkpoint.formats import FormatTable
@@ -97,12 +98,12 @@ class Plan:
     containers: tuple[Container, ...] = field(repr=False, compare=False)
     found: Detection = field(repr=False, compare=False)
     ranked: RankLayout | None = field(default=None, repr=False)
-    source_hashes: provenance.Hashes = field(default_factory=dict, repr=False, compare=False)
+    source_files: provenance.SourceFiles = field(default=provenance.SourceFiles({}, False), repr=False, compare=False)
     merged: tuple[Mapping[str, str], ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
         """The plan as JSON holds it."""
-        hidden = ("containers", "found", "config", "steps", "memory", "ranked", "source_hashes")
+        hidden = ("containers", "found", "config", "steps", "memory", "ranked", "source_files")
         facts = {name: value for name, value in vars(self).items() if name not in hidden}
         facts |= {"source": str(self.source), "destination": str(self.destination)}
         return {**facts, "memory": vars(self.memory), "steps": [step.to_dict() for step in self.steps]}
@@ -124,11 +125,14 @@ def make_plan(
     max_memory: int | None,
     workers: int | None,
     verify: Verify | None,
+    sha256: bool,
     change: Change | None = None,
 ) -> Plan:
     """The plan of writing ``found``, with a ``change`` of its numbers or none, in the format of ``table``.
 
     Only headers have been read.
+
+    ``sha256``: the source's files are to be hashed, and :attr:`Plan.source_files` filled in meanwhile.
 
     Raises:
         ConfigError: ``verify="roundtrip"`` where numbers are rounded or rows dropped: there is no way back.
@@ -144,11 +148,13 @@ def make_plan(
             "changed, or rows dropped. Pass 'hash', which reads everything back."
         )
     total = sum(step.bytes for step in made)
-    hashes: provenance.Hashes = {}
-    containers = tuple(_containers(found, made, table.name, ranked, hashes if verify != "none" else None))
-    streams = [step.stream for step in made]
+    names = file_names(found)
+    known = dict.fromkeys(names, "0" * 64) if sha256 else provenance.published(found.folder, names)
+    files = provenance.SourceFiles(known, sha256)
     hashed = verify != "none"
-    key = _identity(found, made, config, hashed, change)
+    containers = tuple(_containers(found, made, table.name, ranked, files, hashed))
+    streams = [step.stream for step in made]
+    key = _identity(found, made, config, {"tensors": TENSOR_HASH if hashed else None, "files": sha256}, change)
     return Plan(
         source=found.folder,
         destination=destination,
@@ -171,9 +177,14 @@ def make_plan(
         containers=containers,
         found=found,
         ranked=ranked,
-        source_hashes=hashes,
+        source_files=files,
         merged=change.merged if change else (),
     )
+
+
+def file_names(found: Detection) -> dict[str, Path]:
+    """The source's files of weights, by their names in its folder, in the order in which they are read."""
+    return {path.relative_to(found.folder).as_posix(): path for path in found.checkpoint.files}
 
 
 def _steps(
@@ -276,13 +287,18 @@ def _shards(sizes: Sequence[int], limit: int) -> list[str]:
 
 
 def _containers(
-    found: Detection, steps: Sequence[Step], to: Format, ranked: RankLayout | None, hashes: provenance.Hashes | None
+    found: Detection,
+    steps: Sequence[Step],
+    to: Format,
+    ranked: RankLayout | None,
+    sources: provenance.SourceFiles,
+    hashed: bool,
 ) -> Iterator[Container]:
-    """The files; ``hashes`` are those of the source's tensors, filled in before the files' frames are asked for."""
+    """The files; the hashes in ``sources`` may be filled in until the files' frames are asked for."""
     origin = provenance.origin_of(found.folder)
 
     def metadata(sums: Mapping[str, Sums]) -> dict[str, str]:
-        return provenance.metadata(origin, to, hashes, sums)
+        return provenance.metadata(origin, to, sources, sums if hashed else None)
 
     for file in dict.fromkeys(step.file for step in steps):
         tensors = [(step.name, step.dtype, step.shape) for step in steps if step.file == file]
@@ -320,7 +336,7 @@ def _history(found: Detection) -> tuple[str, ...]:
 
 
 def _identity(
-    found: Detection, steps: Sequence[Step], config: dict[str, Any], hashed: bool, change: Change | None
+    found: Detection, steps: Sequence[Step], config: dict[str, Any], hashed: dict[str, Any], change: Change | None
 ) -> str:
     """The sha256 of everything that decides the bytes of the result but the contents of the source's tensors."""
     return provenance.sha256_of(

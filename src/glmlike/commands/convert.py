@@ -64,9 +64,17 @@ def convert(
     verify: Annotated[
         Optional[str],  # noqa: UP045
         typer.Option(
-            help="how the result is read back: none, hash or roundtrip", show_default="roundtrip where that can be"
+            help="roundtrip: SRC made again from the written files is SRC, bit for bit; hash: every tensor reads back "
+            "as it was computed; none: nothing is read back or hashed, and an interrupted run cannot be resumed",
+            show_default="roundtrip where nothing is rounded or dropped, else hash",
         ),
     ] = None,
+    sha256: Annotated[
+        bool,
+        typer.Option(
+            "--sha256", help="hash SRC's files as the Hub does, into the records; compare with the download's"
+        ),
+    ] = False,
     resume: Resume = False,
     dry_run: DryRun = False,
     quiet: Quiet = False,
@@ -92,6 +100,7 @@ def convert(
         "max_memory": max_memory,
         "workers": workers,
         "verify": verify,
+        "sha256": sha256,
     }
     if dry_run:
         plan = glmlike.convert(folder, destination, dry_run=True, **options)
