@@ -106,7 +106,7 @@ def test_records_and_companions(base: Path, adapter: Path, tmp_path: Path) -> No
     record = json.loads((tmp_path / "out" / "glmlike.json").read_text())
     assert record["merged_adapters"] == [{"name": "adapter", "sha256": report.adapters_sha256[0]}]
     assert record["source"]["name"] == "base"
-    assert list(record["source"]["tensors"]) == ["model.safetensors"]
+    assert list(record["source"]["files"]) == ["model.safetensors"]
     written = {name for file in record["tensors"].values() for name in file}
     assert written == load_file(tmp_path / "out" / "model.safetensors").keys()
     assert {path.name for path in base.glob("tokenizer*")} <= {path.name for path in (tmp_path / "out").iterdir()}
