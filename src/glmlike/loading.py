@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,6 +13,7 @@ import torch
 from safetensors import SafetensorError
 from transformers.configuration_utils import PreTrainedConfig
 from transformers.modeling_utils import PreTrainedModel
+from transformers.quantizers.auto import AutoQuantizationConfig
 from transformers.utils import logging
 
 from glmlike import hub_json
@@ -163,6 +165,48 @@ def resolve_files(where: Any, config: Any, kwargs: dict[str, Any]) -> Any:
             "makes floats of them, then load DST with it."
         )
     return config
+
+
+_SKIP_LISTS = ("llm_int8_skip_modules", "modules_to_not_convert", "skip_modules")
+"""What the quantization configs of transformers call the modules that stay floats."""
+
+
+def keep_head(head: str, where: Any, config: Any, kwargs: dict[str, Any]) -> Any:
+    """The config to load with: a classifier's ``head`` stays floats, whatever quantizes or has quantized the decoder.
+
+    transformers leaves the last *parameter* of a model out, which is such a head's bias, and its matrix is replaced by
+    an empty quantized one: a head that is to be trained would fail in its first forward.
+    """
+    hub = {name: kwargs[name] for name in _HUB_ARGUMENTS if name in kwargs}
+    asked = kwargs.get("quantization_config")
+    if asked is not None:
+        kwargs["quantization_config"] = _with_skipped(asked, head)
+    stored = getattr(config, "quantization_config", None)
+    if config is None and where is not None:
+        stored = GlmLikeConfig.get_config_dict(where, **hub)[0].get("quantization_config")
+    if not stored:
+        return config
+    if not isinstance(config, GlmLikeConfig):
+        config = GlmLikeConfig.from_pretrained(config or where, **hub)
+    skipped = _with_skipped(stored, head)
+    config.quantization_config = skipped if isinstance(skipped, Mapping) else skipped.to_dict()
+    return config
+
+
+def _with_skipped(quantization: Any, head: str) -> Any:
+    """A copy of a quantization config, an object or a dict of its fields, that skips ``head`` as well.
+
+    A list that says nothing is transformers' default, and of a classifier that is its head alone.
+    """
+    if isinstance(quantization, Mapping):
+        if quantization.get("quant_method") == hub_json.INTEGER_METHOD:
+            return quantization
+        quantization = AutoQuantizationConfig.from_dict(dict(quantization))
+    found = copy.deepcopy(quantization)
+    for name in _SKIP_LISTS:
+        if hasattr(found, name):
+            setattr(found, name, [*(part for part in getattr(found, name) or () if part != head), head])
+    return found
 
 
 def _complete(asked: GlmIntConfig, bits: int | None, fields: Mapping[str, Any], where: Any) -> dict[str, Any]:

@@ -32,7 +32,9 @@ from glmlike.configuration import ChatGLMConfig, GlmLikeConfig, as_native
 from glmlike.errors import ConfigError
 from glmlike.feed_forward import GlmLikeMLP
 from glmlike.generation import InfillingGenerationMixin
+from glmlike.four_bits import keep_4bit_exact
 from glmlike.loading import (
+    keep_head,
     one_sentence,
     open_folder,
     require_decoder,
@@ -123,6 +125,8 @@ class GlmLikePreTrainedModel(PreTrainedModel):
     config: GlmLikeConfig
     config_class = GlmLikeConfig
     base_model_prefix = "model"
+    classifier_head: ClassVar[str | None] = None
+    """The module that a classifier adds to the decoder: it is never quantized."""
     supports_gradient_checkpointing = True
     _no_split_modules: ClassVar[list[str]] = ["GlmLikeDecoderLayer"]
     _skip_keys_device_placement: ClassVar[list[str]] = [CACHE]
@@ -170,6 +174,8 @@ class GlmLikePreTrainedModel(PreTrainedModel):
         require_readable(pretrained_model_name_or_path, kwargs)
         config = resolve_config(pretrained_model_name_or_path, config, generation, kwargs)
         config = resolve_files(pretrained_model_name_or_path, config, kwargs)
+        if cls.classifier_head is not None:
+            config = keep_head(cls.classifier_head, pretrained_model_name_or_path, config, kwargs)
         return_info = kwargs.pop("output_loading_info", False)
         reinitialize = kwargs.pop("ignore_mismatched_sizes", False)
         with one_sentence(where):
@@ -189,6 +195,8 @@ class GlmLikePreTrainedModel(PreTrainedModel):
             model.config.name_or_path = model.name_or_path = where
         if opened is not None or kwargs.get("state_dict") is None:  # tensors handed over are the caller's own choice
             require_decoder(model, info, where)
+        if getattr(model, "is_loaded_in_4bit", False):
+            keep_4bit_exact(model)
         warn_about_cpu_float16(model, where)
         return (model, info) if return_info else model
 
@@ -418,6 +426,8 @@ class GlmLikeForCausalLM(GlmLikePreTrainedModel, InfillingGenerationMixin, ChatM
 class GlmLikeForSequenceClassification(GenericForSequenceClassification, GlmLikePreTrainedModel):
     """A linear score of the last token that is not padding: logits [B, num_labels]."""
 
+    classifier_head = "score"
+
     def __init__(self, config: GlmLikeConfig):
         super().__init__(as_native(config))
 
@@ -425,12 +435,16 @@ class GlmLikeForSequenceClassification(GenericForSequenceClassification, GlmLike
 class GlmLikeForTokenClassification(GenericForTokenClassification, GlmLikePreTrainedModel):
     """A linear score of every token: logits [B, T, num_labels]."""
 
+    classifier_head = "score"
+
     def __init__(self, config: GlmLikeConfig):
         super().__init__(as_native(config))
 
 
 class GlmLikeForQuestionAnswering(GenericForQuestionAnswering, GlmLikePreTrainedModel):
     """Start and end scores of an answer span: two logits [B, T]."""
+
+    classifier_head = "qa_outputs"
 
     def __init__(self, config: GlmLikeConfig):
         super().__init__(as_native(config))
