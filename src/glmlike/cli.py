@@ -15,6 +15,7 @@ from typing import Annotated, Any, Optional
 import typer
 
 import glmlike
+from glmlike.commands.quantize import quantize
 from glmlike.errors import GlmLikeError
 
 app = typer.Typer(
@@ -342,6 +343,9 @@ def fill(
 
     for result in results:
         Console(soft_wrap=True).print(marked(result.filled_text, [span.span for span in result.spans]))
+
+
+app.command()(quantize)
 
 
 @app.command()

@@ -182,9 +182,9 @@ def merge(
     with fresh_folder(Path(dst), source.folder) as partial:
         digests_of: dict[str, str] = {}
         index = write_shards(partial, _hashed(job.foreign(target), digests_of), limit)
-        written = _require_written(partial, digests_of)
+        written = require_written(partial, digests_of)
         (partial / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf8")
-        origin, hashes = provenance.origin_of(source.folder), _source_hashes(source)
+        origin, hashes = provenance.origin_of(source.folder), source_hashes(source)
         record = provenance.record(origin, source.format, target, identity, hashes, written, before, merged)
         (partial / provenance.RECORD).write_text(record, encoding="utf8")
         copy_companions(source.folder, partial)
@@ -288,7 +288,7 @@ def _identity(source: Detection, config: dict[str, Any], digests: Sequence[str],
     return provenance.sha256_of({**facts, "adapters": list(digests), "limit": limit})
 
 
-def _source_hashes(source: Detection) -> provenance.Hashes:
+def source_hashes(source: Detection) -> provenance.Hashes:
     """The sha256 of every tensor of the base's files."""
     checkpoint, buffer = source.checkpoint, memoryview(bytearray(_READ))
     parts = dict.fromkeys(part for name in checkpoint.tensors for part in checkpoint.parts(name))
@@ -314,7 +314,7 @@ def _hashed(tensors: Iterator[tuple[str, Tensor]], digests: dict[str, str]) -> I
         yield name, tensor
 
 
-def _require_written(folder: Path, digests: Mapping[str, str]) -> dict[str, dict[str, str]]:
+def require_written(folder: Path, digests: Mapping[str, str]) -> dict[str, dict[str, str]]:
     """The hashes of what stands in the files, by file, once they are those of what was to be written."""
     checkpoint, buffer = open_checkpoint(folder), memoryview(bytearray(_READ))
     found = {name: digest(checkpoint.stream(name), hashlib.sha256(), buffer) for name in checkpoint.tensors}
