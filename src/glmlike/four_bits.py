@@ -1,8 +1,8 @@
 """bitsandbytes' 4-bit matrices on CPUs with AVX512-BF16: computed in one form, trained and saved in another.
 
-The first inference on such a CPU puts a matrix in a form of its own for good: scales transposed and rounded to bfloat16,
-double quantization undone. bitsandbytes (0.50) knows a way back but leaves the scales as they are, or quantizes them
-once more, so that whatever is saved after a forward holds other numbers (`functional.py`,
+The first inference on such a CPU puts a matrix in a form of its own for good: scales transposed and rounded to
+bfloat16, double quantization undone. bitsandbytes (0.50) knows a way back but leaves the scales as they are, or
+quantizes them once more, so that whatever is saved after a forward holds other numbers (functional.py,
 ``_convert_weight_packed_for_cpu_inverse``); and the form has no backward pass. Here the way back gives the numbers that
 were computed with.
 """
@@ -18,7 +18,7 @@ def keep_4bit_exact(model: nn.Module) -> None:
     """Have every 4-bit matrix of ``model`` put in its ordinary form before it is saved, and before it is trained on."""
     for module in model.modules():
         if hasattr(getattr(module, "weight", None), "quant_state"):
-            module.register_state_dict_pre_hook(_before_saving)
+            module.register_state_dict_pre_hook(_before_saving)  # type: ignore[no-untyped-call]
             module.register_forward_pre_hook(_before_training)
 
 

@@ -238,8 +238,11 @@ def require_integers_declared(info: dict[str, Any], where: str) -> None:
 
 
 @contextmanager
-def one_sentence(where: str) -> Iterator[None]:
-    """Turn the readers' failures on damaged or unsafe files into one CheckpointError that names the place."""
+def one_sentence(where: str, *, bare: bool = False) -> Iterator[None]:
+    """Turn the readers' failures on damaged or unsafe files into one CheckpointError that names the place.
+
+    ``bare``: a decoder without a head is being loaded, under shorter names than those of a language model.
+    """
     failures: list[str] = []
     token = conversion_failures.set(failures)
     try:
@@ -247,6 +250,11 @@ def one_sentence(where: str) -> Iterator[None]:
     except RuntimeError as error:
         if failures and not isinstance(error, CheckpointError):
             raise CheckpointError(f"{where}: {failures[0]}") from error
+        if bare and _said_method(where) == "torchao":
+            raise CheckpointError(
+                f"{where}: torchao's files name their tensors as the model that was saved, with a head, and are not "
+                "found under the names of one without. Load it with AutoModelForCausalLM and use its .model."
+            ) from error
         raise
     except SafetensorError as error:
         raise CheckpointError(
@@ -259,6 +267,26 @@ def one_sentence(where: str) -> Iterator[None]:
         ) from error
     finally:
         conversion_failures.reset(token)
+
+
+def _said_method(where: str) -> Any:
+    """The ``quant_method`` that a local folder's config.json says."""
+    if not (Path(where) / "config.json").is_file():
+        return None
+    fields, _ = GlmLikeConfig.get_config_dict(where)
+    return (fields.get("quantization_config") or {}).get("quant_method")
+
+
+def recompress(model: PreTrainedModel) -> None:
+    """Put compressed-tensors' matrices back in the form that config.json says they are saved in.
+
+    The first forward decompresses them for good, and transformers would then save floats as if they were compressed.
+    """
+    quantizer = getattr(model, "hf_quantizer", None)
+    compressor = getattr(quantizer, "compressor", None)
+    statuses = (getattr(module, "quantization_status", None) for module in model.modules())
+    if compressor is not None and any(status == "decompressed" for status in statuses):
+        compressor.compress_model(model)
 
 
 def require_shapes(info: dict[str, Any], where: str) -> None:

@@ -31,12 +31,13 @@ from glmlike.chat import ChatMixin
 from glmlike.configuration import ChatGLMConfig, GlmLikeConfig, as_native
 from glmlike.errors import ConfigError
 from glmlike.feed_forward import GlmLikeMLP
-from glmlike.generation import InfillingGenerationMixin
 from glmlike.four_bits import keep_4bit_exact
+from glmlike.generation import InfillingGenerationMixin
 from glmlike.loading import (
     keep_head,
     one_sentence,
     open_folder,
+    recompress,
     require_decoder,
     require_integers_declared,
     require_readable,
@@ -178,7 +179,7 @@ class GlmLikePreTrainedModel(PreTrainedModel):
             config = keep_head(cls.classifier_head, pretrained_model_name_or_path, config, kwargs)
         return_info = kwargs.pop("output_loading_info", False)
         reinitialize = kwargs.pop("ignore_mismatched_sizes", False)
-        with one_sentence(where):
+        with one_sentence(where, bare=cls is GlmLikeModel):
             model, info = super().from_pretrained(
                 pretrained_model_name_or_path,
                 *model_args,
@@ -228,6 +229,7 @@ class GlmLikePreTrainedModel(PreTrainedModel):
                 "save_original_format=True: a glmlike model is always saved in native names (reversing a fused layout "
                 "after quantization corrupts it). Save, then `glmlike convert SRC DST --to FORMAT`."
             )
+        recompress(self)
         return super().save_pretrained(save_directory, *args, save_original_format=False, **kwargs)
 
 

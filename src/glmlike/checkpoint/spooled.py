@@ -50,7 +50,7 @@ class SpooledShards:
             self._spool = (self._folder / "spool").open("w+b")
         kind = dtype_name(str(tensor.dtype).removeprefix("torch."))
         self._waiting[name] = (kind, tuple(tensor.shape), self._spool.tell())
-        view = memoryview(tensor.detach().contiguous().reshape(-1).view(torch.uint8).numpy())
+        view = tensor.detach().contiguous().reshape(-1).view(torch.uint8).numpy().data
         self._spool.write(view)
         self.sums[name] = hashlib.sha256(view).hexdigest()
         self._total += tensor.nbytes

@@ -58,18 +58,16 @@ def quantize(
     from glmlike.checkpoint.sources import local_folder
     from glmlike.quantizing import quantize as run
 
-    done = run(  # type: ignore[call-overload]
-        local_folder(source, revision),
-        destination,
-        method=method,
-        skip=skip or (),
-        dtype=dtype,
-        generation=generation,
-        spec=spec,
-        max_shard_size=max_shard_size,
-        watch=on_terminal(quiet or as_json),
-        dry_run=dry_run,
-    )
+    options: dict[str, Any] = {
+        "method": method,
+        "skip": skip or (),
+        "dtype": dtype,
+        "generation": generation,
+        "spec": spec,
+        "max_shard_size": max_shard_size,
+        "dry_run": dry_run,
+    }
+    done = run(local_folder(source, revision), destination, watch=on_terminal(quiet or as_json), **options)
     if as_json or not quiet:
         _print("to be quantized" if dry_run else "quantized", done.to_dict(), as_json)
 

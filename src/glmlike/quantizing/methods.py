@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from importlib.metadata import PackageNotFoundError, version
+from importlib.metadata import version
 from importlib.util import find_spec
 from typing import Any, Literal
 
@@ -45,13 +45,7 @@ class Method:
 
     def versions(self) -> dict[str, str]:
         """The versions of the packages that do it."""
-        found = {}
-        for package in ENGINES[self.engine]:
-            try:
-                found[package] = version(package)
-            except PackageNotFoundError:
-                found[package] = "unknown"
-        return found
+        return {package: version(package) for package in ENGINES[self.engine]}
 
 
 ENGINES: dict[Engine, tuple[str, ...]] = {
