@@ -24,6 +24,8 @@ from specs import FAMILY, SPECS
 
 IDS = torch.arange(3, 19)[None]
 LIBRARIES = [name for name, method in METHODS.items() if method.engine in ("bitsandbytes", "torchao")]
+FUSED = ("chatglm2", "glm-4-0414", "chatglm-6b", "glm-10b", "chatglm2-ptuned-projected")
+"""One spec of each layout that joins matrices."""
 HEADS = {
     "sequence": AutoModelForSequenceClassification,
     "token": AutoModelForTokenClassification,
@@ -76,8 +78,10 @@ def load(auto: Any, folder: Path, **arguments: Any) -> Any:
     return auto.from_pretrained(folder, dtype=torch.float32, **arguments)
 
 
-@pytest.mark.parametrize("method", ["nf4", "int8", "torchao-int8-wo"])
-@pytest.mark.parametrize("name", SPECS)
+@pytest.mark.parametrize(
+    ("name", "method"),
+    [*((name, "nf4") for name in SPECS), *((name, "torchao-int8-wo") for name in FUSED), ("chatglm-6b", "int8")],
+)
 def test_fused_files_give_what_native_ones_give_and_reload_exactly(
     name: str, method: str, folders: Callable[[str], dict[str, Path]], tmp_path: Path
 ) -> None:

@@ -201,6 +201,8 @@ def _with_skipped(quantization: Any, head: str) -> Any:
     if isinstance(quantization, Mapping):
         if quantization.get("quant_method") == hub_json.INTEGER_METHOD:
             return quantization
+        if quantization.get("quant_method") == "compressed-tensors":
+            return {**quantization, "ignore": [*(quantization.get("ignore") or ()), head]}
         quantization = AutoQuantizationConfig.from_dict(dict(quantization))
     found = copy.deepcopy(quantization)
     for name in _SKIP_LISTS:
