@@ -7,15 +7,16 @@ import statistics
 import sys
 import tempfile
 import time
+from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import torch
-from common import report
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoTokenizer
 
 import glmlike
+from common import report
 from glmlike.data import CONSTITUTION, TINY
 from glmlike.quantizing import METHODS, quantize
 
@@ -145,14 +146,15 @@ def write(rows: list[dict[str, Any]], speeds: dict[tuple[str, str], float]) -> N
         per_second = speeds.get((row["model"], row["method"]))
         row["decode, tokens/s"] = "-" if per_second is None else per_second
         row["change, %"] = f"{row['change, %']:+.2f}"
+    versions = ", ".join(f"{name} {version(name)}" for name in ("bitsandbytes", "torchao", "gguf"))
     note = (
-        f"`glmlike quantize` from float32. Perplexity a token of the first {TOKENS} tokens of the package's "
-        "constitution.txt, which neither table of this project's training data holds, in windows of 160 (embedded) and "
-        "512 tokens. SmolLM2's float32 are themselves dequantized from Q4_1, the only form its package has, so what 4 "
-        "bits add is less than it would be on its original floats; the embedded model is 64 numbers a row, so scales "
-        "weigh more than they do in a large one. GGUF: perplexity of the floats that the blocks stand for; the embedded "
-        "model's blanks have no place in GGUF. Decoding: 16 greedy tokens after 16, float32 activations, 2 threads, "
-        "median of 3 (of fewer where they take more than 12 s); on a CPU most methods save memory, not time."
+        f"`glmlike quantize` from float32 ({versions}). Perplexity a token of the first {TOKENS} tokens of the "
+        "package's constitution.txt, which the embedded model was not trained on, in windows of 160 (embedded) and 512 "
+        "tokens. SmolLM2's float32 are themselves dequantized from Q4_1, the only form its package has: what 4 bits "
+        "add is less than on its original floats, and gguf-q4_1 is its own grid. GGUF: perplexity of the floats that "
+        "the blocks stand for; the embedded model's blanks have no place in GGUF. Decoding: 16 greedy tokens after 16, "
+        "float32 activations, 2 threads, median of 3 (of fewer where they take more than 12 s): on a CPU most methods "
+        "save memory, not time."
     )
     report("quantization", rows, note)
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -17,7 +19,7 @@ from transformers import (
 )
 
 import glmlike
-from glmlike import CheckpointError, ConfigError, GlmLikeForCausalLM, GlmLikeModel
+from glmlike import CheckpointError, ConfigError, GlmLikeForCausalLM, GlmLikeModel, loading
 from glmlike.quantizing import METHODS
 from glmlike.spec import DecoderSpec
 from specs import FAMILY, SPECS
@@ -232,3 +234,32 @@ def write_compressed(source: Path, place: Path) -> tuple[Path, torch.Tensor]:
     model.save_pretrained(place / "compressed")
     compressor.update_config(place / "compressed")
     return place / "compressed", floats
+
+
+@pytest.mark.parametrize(
+    ("method", "says"),
+    [
+        (
+            "gptq",
+            r"quantized by GPTQ, and gptqmodel is not installed\. Run `pip install optimum gptqmodel` \(which needs a GPU\)",
+        ),
+        ("awq", "quantized by AWQ, and gptqmodel is not installed"),
+        ("compressed-tensors", "quantized by compressed-tensors, and compressed-tensors is not installed"),
+    ],
+)
+def test_a_missing_library_is_named(
+    method: str,
+    says: str,
+    folders: Callable[[str], dict[str, Path]],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """And not a module of it that some import inside transformers did not find."""
+    monkeypatch.setattr(loading, "find_spec", lambda name: None if name != "optimum" else object())
+    folder = Path(shutil.copytree(folders("chatglm2")["native"], tmp_path / method))
+    fields = json.loads((folder / "config.json").read_text())
+    stored = {"quantization_config": {"quant_method": method, "bits": 4, "group_size": 32}}
+    (folder / "config.json").write_text(json.dumps({**fields, **stored}))
+    for auto in (AutoModelForCausalLM, AutoModel, *HEADS.values()):
+        with pytest.raises(ConfigError, match=says):
+            load(auto, folder)

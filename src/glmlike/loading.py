@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from importlib.util import find_spec
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any
@@ -150,6 +151,7 @@ def resolve_files(where: Any, config: Any, kwargs: dict[str, Any]) -> Any:
         return config
     for make in _key_mappings if dropped else ():
         kwargs["key_mapping"] = {**make(dropped), **(kwargs.get("key_mapping") or {})}
+    _require_packages(fields, where)
     bits = hub_json.integer_bits(fields, str(where))
     if isinstance(asked, dict) and asked.get("quant_method") == hub_json.INTEGER_METHOD:
         asked = GlmIntConfig(**asked)
@@ -165,6 +167,30 @@ def resolve_files(where: Any, config: Any, kwargs: dict[str, Any]) -> Any:
             "makes floats of them, then load DST with it."
         )
     return config
+
+
+_PACKAGES = {
+    "gptq": (("optimum", "gptqmodel"), "GPTQ"),
+    "awq": (("gptqmodel",), "AWQ"),
+    "compressed-tensors": (("compressed_tensors",), "compressed-tensors"),
+    "torchao": (("torchao",), "torchao"),
+    "bitsandbytes": (("bitsandbytes", "accelerate"), "bitsandbytes"),
+}
+"""What transformers needs to read files that another library quantized."""
+
+
+def _require_packages(fields: Mapping[str, Any], where: Any) -> None:
+    """Raise ConfigError if config.json says that the files need a package that is not installed."""
+    said = fields.get("quantization_config") or {}
+    packages, name = _PACKAGES.get(said.get("quant_method", "") if isinstance(said, Mapping) else "", ((), ""))
+    missing = [package.replace("_", "-") for package in packages if find_spec(package) is None]
+    if missing:
+        needed = " ".join(packages).replace("_", "-")
+        gpu = " (which needs a GPU)" if "gptqmodel" in packages else ""
+        raise ConfigError(
+            f"{where}: its matrices are quantized by {name}, and {' and '.join(missing)} is not installed. Run "
+            f"`pip install {needed}`{gpu}, or use the repository of the floats it was made of."
+        )
 
 
 _SKIP_LISTS = ("llm_int8_skip_modules", "modules_to_not_convert", "skip_modules")
