@@ -241,7 +241,7 @@ def write_compressed(source: Path, place: Path) -> tuple[Path, torch.Tensor]:
     [
         (
             "gptq",
-            r"quantized by GPTQ, and gptqmodel is not installed\. Run `pip install optimum gptqmodel` \(which needs a GPU\)",
+            r"by GPTQ, and gptqmodel is not installed\. Run `pip install optimum gptqmodel` \(which needs a GPU\)",
         ),
         ("awq", "quantized by AWQ, and gptqmodel is not installed"),
         ("compressed-tensors", "quantized by compressed-tensors, and compressed-tensors is not installed"),
