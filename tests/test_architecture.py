@@ -133,7 +133,13 @@ MAY: dict[str, set[str]] = {
     "tokenization/piece_inputs": {"torch", "transformers", "glmlike.errors"},
     "tokenization/replies": {"glmlike.errors"},
     "renamed": {"transformers"},
-    "integers": {"torch"},
+    "integers": {"torch", "glmlike.errors"},
+    "four_bits": {"torch", "bitsandbytes"},
+    "quantizing/methods": {"torch", "torchao", "transformers", "glmlike.errors", "glmlike.quantization"},
+    "quantizing/matrices": {
+        *("torch", "torchao", "transformers", "bitsandbytes", "glmlike.checkpoint.quantized", "glmlike.configuration"),
+        *("glmlike.errors", "glmlike.integers", "glmlike.modeling", "glmlike.quantizing.methods"),
+    },
     "quantization": {"torch", "transformers", "glmlike.errors", "glmlike.hub_json", "glmlike.integers"},
     "loading": {
         *("torch", "transformers", "safetensors"),
@@ -145,7 +151,14 @@ MAY: dict[str, set[str]] = {
     },
     "modeling": {
         *("torch", "transformers"),
-        *("glmlike.attention", "glmlike.chat", "glmlike.configuration", "glmlike.errors", "glmlike.feed_forward"),
+        *(
+            "glmlike.attention",
+            "glmlike.chat",
+            "glmlike.configuration",
+            "glmlike.errors",
+            "glmlike.feed_forward",
+            "glmlike.four_bits",
+        ),
         *(
             "glmlike.loading",
             "glmlike.lora",
@@ -249,6 +262,10 @@ MAY: dict[str, set[str]] = {
         *("torch", "glmlike.errors", "glmlike.checkpoint.layouts", "glmlike.checkpoint.streams"),
     },
     "checkpoint/lazy": {"torch"},
+    "checkpoint/spooled": {
+        *("torch", "glmlike.checkpoint.containers", "glmlike.checkpoint.headers", "glmlike.checkpoint.shards"),
+        *("glmlike.checkpoint.checksums", "glmlike.checkpoint.streams", "glmlike.errors"),
+    },
     "checkpoint/ranks": {
         *("torch", "glmlike.errors", "glmlike.integers", "glmlike.checkpoint.headers", "glmlike.checkpoint.layouts"),
         *("glmlike.checkpoint.quantized", "glmlike.checkpoint.shards", "glmlike.checkpoint.splits"),

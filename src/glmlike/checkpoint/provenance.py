@@ -26,6 +26,7 @@ Hashes = dict[str, str]
 _SNAPSHOT = re.compile(r"models--(?P<owner>.+?)--(?P<name>.+)/snapshots/(?P<revision>[^/]+)")
 _BARE_SNAPSHOT = re.compile(r"models--(?P<name>[^/]+)/snapshots/(?P<revision>[^/]+)")
 _REVISION = re.compile(r"[0-9a-f]{40}")
+_READ = 1 << 20
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 
 
@@ -77,6 +78,18 @@ class SourceFiles:
         return (
             {"files" if self.computed else "published_files": dict(sorted(self.hashes.items()))} if self.hashes else {}
         )
+
+
+def computed(folder: Path, files: Iterable[str]) -> SourceFiles:
+    """The sha256 of files in ``folder``, read for it."""
+    found, buffer = {}, memoryview(bytearray(_READ))
+    for file in files:
+        hasher = hashlib.sha256()
+        with (folder / file).open("rb", buffering=0) as opened:
+            while count := opened.readinto(buffer):
+                hasher.update(buffer[:count])
+        found[file] = hasher.hexdigest()
+    return SourceFiles(found, computed=True)
 
 
 def published(folder: Path, files: Iterable[str]) -> Hashes:
