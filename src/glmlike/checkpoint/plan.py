@@ -20,6 +20,7 @@ from glmlike.checkpoint.ranks import RankLayout
 from glmlike.checkpoint.rules import by_native
 from glmlike.checkpoint.streams import FLOATS, Cast, Dequantized, LastMade, Loaded, Rows, Stream, size_of
 from glmlike.checkpoint.through_layouts import to_foreign_streams
+from glmlike.checkpoint.tokenizers import files_of, is_rewritten
 from glmlike.errors import ConfigError
 from glmlike.hub_json import Format
 
@@ -127,7 +128,8 @@ def make_plan(
     containers = tuple(_containers(found, made, table.name, ranked, hashes if verify != "none" else None))
     streams = [step.stream for step in made]
     hashed = verify != "none"
-    key = _identity(found, made, config, hashed)
+    rewritten = is_rewritten(found.folder, found.format, table.name)
+    key = _identity(found, made, config, hashed, files_of(found.folder) if rewritten else [])
     return Plan(
         source=found.folder,
         destination=destination,
@@ -288,7 +290,9 @@ def _history(found: Detection) -> tuple[str, ...]:
     return (f"the source was itself converted, from {made_of}: see its {provenance.RECORD}",)
 
 
-def _identity(found: Detection, steps: Sequence[Step], config: dict[str, Any], hashed: bool) -> str:
+def _identity(
+    found: Detection, steps: Sequence[Step], config: dict[str, Any], hashed: bool, tokenizer: list[Path]
+) -> str:
     """The sha256 of everything that decides the bytes of the result but the contents of the source's tensors."""
     return provenance.sha256_of(
         {
@@ -297,6 +301,7 @@ def _identity(found: Detection, steps: Sequence[Step], config: dict[str, Any], h
             "origin": provenance.origin_of(found.folder).to_dict(),
             "config": config,
             "hashed": hashed,
+            "tokenizer": provenance.identity(tokenizer, found.folder),
             "steps": [step.to_dict() for step in steps],
         }
     )

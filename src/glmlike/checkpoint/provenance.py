@@ -102,8 +102,11 @@ def record(
     tensors: Mapping[str, Mapping[str, str]],
     before: dict[str, Any] | None,
     merged: Sequence[Mapping[str, str]] = (),
+    others: Mapping[str, Any] | None = None,
 ) -> str:
     """The text of ``glmlike.json``: ``tensors`` are the sha256 of each, by file; ``before`` is the source's record.
+
+    ``others`` are entries of what is no tensor, such as the tokenizer.
 
     The source's hashes are those of its tensors, by file, not of its files, and ``sha256`` is that of them all (see
     :func:`digest_of`): a tensor that is moved whole is hashed once, for both ends. ``merged`` are adapters that were
@@ -118,6 +121,7 @@ def record(
         "plan": plan,
         "source": source,
         "tensors": {file: dict(sorted(found.items())) for file, found in sorted(tensors.items())},
+        **(others or {}),
     }
     if before is not None:
         content["source"]["converted_from"] = {**before["source"], "by_version": before.get("version")}
