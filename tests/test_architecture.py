@@ -125,6 +125,12 @@ MAY: dict[str, set[str]] = {
         *("glmlike.tokenization.detection", "glmlike.tokenization.generations", "glmlike.tokenization.kinds"),
         *("glmlike.tokenization.prompts", "glmlike.tokenization.corners", "glmlike.tokenization.mixed"),
     },
+    "tokenization/probes": {"glmlike.tokenization.generations"},
+    "tokenization/plain": {
+        *("glmlike.errors", "glmlike.tokenization.generations", "glmlike.tokenization.probes"),
+        "glmlike.tokenization.tokenizer",
+    },
+    "tokenization/without_glmlike": {"transformers"},
     "tokenization/templates": {"glmlike.errors"},
     "tokenization/untrusted": set(),
     "tokenization/pieces": {"transformers", "glmlike.tokenization.untrusted"},
@@ -199,7 +205,7 @@ MAY: dict[str, set[str]] = {
     },
     "push": {
         *("huggingface_hub", "glmlike.errors", "glmlike.hub_json", "glmlike.checkpoint.convert"),
-        *("glmlike.push_checks", "glmlike.remote_code"),
+        *("glmlike.push_checks", "glmlike.remote_code", "glmlike.checkpoint.tokenizers"),
     },
     "checkpoint/layouts": {"torch", "glmlike.errors"},
     "checkpoint/rules": {"glmlike.errors", "glmlike.checkpoint.layouts"},
@@ -286,6 +292,10 @@ MAY: dict[str, set[str]] = {
     },
     "checkpoint/companions": {
         *("glmlike.hub_json", "glmlike.checkpoint.detection", "glmlike.checkpoint.inside", "glmlike.checkpoint.shards"),
+        "glmlike.checkpoint.tokenizers",
+    },
+    "checkpoint/tokenizers": {  # a child process reads vocabularies
+        *("glmlike.errors", "glmlike.hub_json", "glmlike.checkpoint.inside", "glmlike.checkpoint.shards"),
     },
     "checkpoint/destination": {
         *("glmlike.errors", "glmlike.checkpoint", "glmlike.checkpoint.provenance", "glmlike.checkpoint.byte_files"),

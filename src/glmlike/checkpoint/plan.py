@@ -21,6 +21,7 @@ from glmlike.checkpoint.ranks import RankLayout
 from glmlike.checkpoint.rules import by_native
 from glmlike.checkpoint.streams import FLOATS, Cast, Dequantized, LastMade, Loaded, Rows, Stream, size_of
 from glmlike.checkpoint.through_layouts import to_foreign_streams
+from glmlike.checkpoint.tokenizers import files_of, is_rewritten
 from glmlike.errors import ConfigError
 from glmlike.hub_json import Format
 from glmlike.spec import DecoderSpec
@@ -154,7 +155,9 @@ def make_plan(
     hashed = verify != "none"
     containers = tuple(_containers(found, made, table.name, ranked, files, hashed))
     streams = [step.stream for step in made]
-    key = _identity(found, made, config, {"tensors": TENSOR_HASH if hashed else None, "files": sha256}, change)
+    rewritten = files_of(found.folder) if is_rewritten(found.folder, found.format, table.name) else []
+    sums = {"tensors": TENSOR_HASH if hashed else None, "files": sha256}
+    key = _identity(found, made, config, sums, change, rewritten)
     return Plan(
         source=found.folder,
         destination=destination,
@@ -336,7 +339,12 @@ def _history(found: Detection) -> tuple[str, ...]:
 
 
 def _identity(
-    found: Detection, steps: Sequence[Step], config: dict[str, Any], hashed: dict[str, Any], change: Change | None
+    found: Detection,
+    steps: Sequence[Step],
+    config: dict[str, Any],
+    hashed: dict[str, Any],
+    change: Change | None,
+    tokenizer: list[Path],
 ) -> str:
     """The sha256 of everything that decides the bytes of the result but the contents of the source's tensors."""
     return provenance.sha256_of(
@@ -347,6 +355,7 @@ def _identity(
             "origin": provenance.origin_of(found.folder).to_dict(),
             "config": config,
             "hashed": hashed,
+            "tokenizer": provenance.identity(tokenizer, found.folder),
             "steps": [step.to_dict() for step in steps],
         }
     )

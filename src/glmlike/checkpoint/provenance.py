@@ -160,11 +160,12 @@ def record(
     tensors: Mapping[str, Mapping[str, str]],
     before: dict[str, Any] | None,
     merged: Sequence[Mapping[str, str]] = (),
+    others: Mapping[str, Any] | None = None,
 ) -> str:
     """The text of ``glmlike.json``: ``tensors`` are the hash of each, by file; ``before`` is the source's record.
 
     ``tensor_hash`` says which hash that is (records without it: sha256). ``merged`` are adapters that were merged now,
-    beside those that the source's record says.
+    beside those that the source's record says. ``others`` are entries of what is no tensor, such as the tokenizer.
     """
     source: dict[str, Any] = {**origin.to_dict(), "format": source_format, **files.to_dict()}
     content: dict[str, Any] = {
@@ -174,6 +175,7 @@ def record(
         "source": source,
         "tensor_hash": TENSOR_HASH,
         "tensors": {file: dict(sorted(found.items())) for file, found in sorted(tensors.items())},
+        **(others or {}),
     }
     if before is not None:
         content["source"]["converted_from"] = {**before["source"], "by_version": before.get("version")}
