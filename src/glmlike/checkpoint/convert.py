@@ -86,7 +86,7 @@ def convert(
     max_memory: str | int | None = ...,
     workers: int | None = ...,
     verify: Verify | None = ...,
-    sha256: bool = ...,
+    sha256: bool | None = ...,
     resume: bool = ...,
     watch: Watch | None = ...,
     dry_run: Literal[False] = ...,
@@ -107,7 +107,7 @@ def convert(
     max_memory: str | int | None = ...,
     workers: int | None = ...,
     verify: Verify | None = ...,
-    sha256: bool = ...,
+    sha256: bool | None = ...,
     resume: bool = ...,
     watch: Watch | None = ...,
     dry_run: Literal[True],
@@ -127,7 +127,7 @@ def convert(
     max_memory: str | int | None = None,
     workers: int | None = None,
     verify: Verify | None = None,
-    sha256: bool = False,
+    sha256: bool | None = None,
     resume: bool = False,
     watch: Watch | None = None,
     dry_run: bool = False,
@@ -162,9 +162,10 @@ def convert(
     memory: that the disk holds them is what the system says when everything is synced, last. "none" neither reads back
     nor hashes: the kernel moves the bytes, the records have no hashes, and an interrupted run leaves nothing to resume.
 
-    ``sha256=True`` also hashes the files of weights of ``src`` as the Hub does: the records have the sums, and where
-    the Hub's client noted what they were on the Hub, they must be those. Without it the records have the noted ones,
-    as ``published_files``. ``watch`` is told of progress. ``dry_run=True`` returns the plan, writes nothing, and puts
+    The records have the sha256 of every file of weights of ``src``, as the Hub shows them. By default they are those
+    that the Hub's client noted (``published_files``: files of a download are not read for it), and where one has no
+    note, all are computed (``files``), unless ``verify="none"``. ``sha256=True`` always computes them, and they must be
+    the noted ones; ``sha256=False`` never does, which is half the work on two cores. ``watch`` is told of progress. ``dry_run=True`` returns the plan, writes nothing, and puts
     what is missing or unknown into the plan instead of raising.
 
     Raises:
@@ -182,7 +183,7 @@ def convert(
             max_memory=max_memory,
             workers=workers,
             verify=verify,
-            sha256=sha256 or None,
+            sha256=sha256,
             resume=resume or None,
             dry_run=dry_run or None,
         )

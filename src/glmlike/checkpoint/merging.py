@@ -182,7 +182,7 @@ def merge(
         max_memory=None if max_memory is None else parse_size(max_memory),
         workers=workers,
         verify=verify,
-        sha256=verify != "none",
+        sha256=None,
         change=change,
     )
     if dry_run:

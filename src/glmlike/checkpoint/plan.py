@@ -126,14 +126,15 @@ def make_plan(
     max_memory: int | None,
     workers: int | None,
     verify: Verify | None,
-    sha256: bool,
+    sha256: bool | None,
     change: Change | None = None,
 ) -> Plan:
     """The plan of writing ``found``, with a ``change`` of its numbers or none, in the format of ``table``.
 
     Only headers have been read.
 
-    ``sha256``: the source's files are to be hashed, and :attr:`Plan.source_files` filled in meanwhile.
+    ``sha256``: whether the source's files are to be hashed, and :attr:`Plan.source_files` filled in meanwhile; None: if
+    the Hub's client did not note what they are, and anything is hashed.
 
     Raises:
         ConfigError: ``verify="roundtrip"`` where numbers are rounded or rows dropped: there is no way back.
@@ -150,7 +151,10 @@ def make_plan(
         )
     total = sum(step.bytes for step in made)
     names = file_names(found)
-    known = dict.fromkeys(names, "0" * 64) if sha256 else provenance.published(found.folder, names)
+    known = provenance.published(found.folder, names)
+    if sha256 is None:
+        sha256 = verify != "none" and len(known) < len(names)
+    known = dict.fromkeys(names, "0" * 64) if sha256 else known
     files = provenance.SourceFiles(known, sha256)
     hashed = verify != "none"
     containers = tuple(_containers(found, made, table.name, ranked, files, hashed))
