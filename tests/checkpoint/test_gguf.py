@@ -294,6 +294,17 @@ def test_byte_level_tokenizers_come_back(pre: str, tmp_path: Path) -> None:
     assert generation["eos_token_id"] == [0, 3, 5]
 
 
+def test_the_token_in_front_is_the_tokenizers_whatever_config_json_says(tmp_path: Path) -> None:
+    tokenizer = train_bytes("llama-bpe")
+    source = write_folder(tmp_path / "source", SPECS["llama-3"].replace(vocab_size=tokenizer.get_vocab_size()))
+    save_tokenizer(source, tokenizer, bos=SPECIALS[1])
+    config = json.loads((source / "config.json").read_text())
+    (source / "config.json").write_text(json.dumps({**config, "bos_token_id": 2}))
+    write_gguf(source, tmp_path / "model.gguf")
+    fields = gguf.GGUFReader(tmp_path / "model.gguf").fields
+    assert fields["tokenizer.ggml.bos_token_id"].contents() == 1
+
+
 def test_the_rebuilt_tokenizer_loads_in_transformers(tmp_path: Path) -> None:
     from transformers import AutoTokenizer
 
@@ -352,21 +363,25 @@ def train_pieces(folder: Path, kind: str = "bpe") -> Any:
 def test_sentencepiece_comes_back_with_chatglms_special_tokens(generation: Any, tmp_path: Path) -> None:
     source = write_folder(tmp_path / "source", SPECS["chatglm2"].replace(vocab_size=480))
     pieces = train_pieces(source)
+    (source / "chat_template.jinja").write_text(template := "[gMASK]sop{{ messages[0].content }}")
     first = pieces.vocab_size()
     report = write_gguf(source, tmp_path / "model.gguf", generation=generation)
-    assert any("'sop' inside any word" in note for note in report.notes)
+    assert any("sop and eop are <sop> and <eop> in the file" in note for note in report.notes)
     fields = {key: entry.contents() for key, entry in gguf.GGUFReader(tmp_path / "model.gguf").fields.items()}
     assert fields["tokenizer.ggml.model"] == "llama"
     assert fields["tokenizer.ggml.add_bos_token"] is False
     assert fields["tokenizer.ggml.add_space_prefix"] is True
     assert fields["tokenizer.ggml.scores"][first - 1] == pieces.GetScore(first - 1)
-    assert fields["tokenizer.ggml.tokens"][first : first + 5] == ["[MASK]", "[gMASK]", "[sMASK]", "sop", "eop"]
+    assert fields["tokenizer.ggml.tokens"][first : first + 5] == ["[MASK]", "[gMASK]", "[sMASK]", "<sop>", "<eop>"]
+    assert fields["tokenizer.chat_template"] == "[gMASK]<sop>{{ messages[0].content }}"
     roles = fields["tokenizer.ggml.tokens"][first + 5 : first + 9]
     assert (roles[0] == "<|system|>") == (generation == "chatglm3")
     read_gguf(tmp_path / "model.gguf", tmp_path / "back")
     back = Tokenizer.from_file(str(tmp_path / "back" / "tokenizer.json"))
     for text in TEXTS[:-1]:
         assert back.encode(text, add_special_tokens=False).ids == pieces.Encode(text), text
+    assert back.token_to_id("sop") == first + 3
+    assert (tmp_path / "back" / "chat_template.jinja").read_text() == template
     # And from tokenizer.json, whose merges stand in for the scores:
     (source / "tokenizer.model").unlink()
     (source / "tokenizer.json").write_bytes((tmp_path / "back" / "tokenizer.json").read_bytes())
