@@ -92,7 +92,7 @@ def log_probabilities(llama: LlamaCpp, ids: Sequence[int], printable: int, size:
 def require_same_log_probabilities(
     llama: LlamaCpp, ours: torch.Tensor, ids: Sequence[int], printable: int, tolerance: float, top: int, last: int = 99
 ) -> None:
-    """At every position of ``ids``, or the ``last`` of them, logits [T, V] of ours give llama.cpp's log-probabilities of its ``top`` tokens.
+    """Logits [T, V] of ours give llama.cpp's log-probabilities of its ``top`` tokens, at the ``last`` positions.
 
     Logits that differ by one number for all tokens of a position have the same probabilities, and are not told apart.
     """

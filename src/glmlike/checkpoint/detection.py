@@ -121,7 +121,7 @@ def look(
     """:func:`detect` without the check that every tensor of the decoder, and no other, is there."""
     folder = Path(folder)
     if folder.suffix == ".gguf":
-        from glmlike.checkpoint.gguf import detect_gguf
+        from glmlike.checkpoint.gguf_reading import detect_gguf
 
         return detect_gguf(folder)
     ranked = ranked_format(folder)

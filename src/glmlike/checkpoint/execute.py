@@ -144,7 +144,7 @@ def _place(stream: Stored) -> tuple[Path, int, int]:
 
 
 def _named(part: Part, plan: Plan) -> tuple[str, str]:
-    return part[0].relative_to(plan.source).as_posix(), part[1]
+    return (part[0].name if part[0] == plan.source else part[0].relative_to(plan.source).as_posix()), part[1]
 
 
 def _tasks(

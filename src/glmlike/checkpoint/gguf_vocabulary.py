@@ -438,10 +438,23 @@ def token_ids(fields: Mapping[str, Any]) -> dict[str, Any]:
     return {f"{name}_token_id": number for name, number in found.items() if number is not None}
 
 
-def to_files(fields: Mapping[str, Any], where: str) -> tuple[dict[str, Any], list[str]]:
-    """The files of a folder's tokenizer, by name, from GGUF metadata, and what could not be rebuilt.
+def lost(fields: Mapping[str, Any]) -> tuple[str, ...]:
+    """What :func:`to_files` cannot rebuild, in words."""
+    model, tokens, pre = (fields.get(_KEY + name) for name in ("model", "tokens", "pre"))
+    if model in (None, "none", "no_vocab") or not isinstance(tokens, list):
+        return ("the file has no tokenizer",)
+    scored = isinstance(fields.get(_KEY + "scores"), list)
+    known = pre_tokenizer_of(str(pre)) is not None if model == "gpt2" else model == "llama" and scored
+    return () if known else (f"tokenizer {model!r} with words {pre!r}: tokenizer.json is not rebuilt",)
+
+
+def to_files(fields: Mapping[str, Any], where: str) -> dict[str, Any]:
+    """The files of a folder's tokenizer, by name, from GGUF metadata, but for what is :func:`lost`.
 
     Exact as far as the file says it: a control token is special on return, since its entry's flag is not stored.
+
+    Raises:
+        CheckpointError: lists of the tokenizer that contradict each other.
     """
     ids = token_ids(fields)
     files: dict[str, Any] = {"generation_config.json": {"_from_model_config": True, **ids}} if ids else {}
@@ -450,20 +463,21 @@ def to_files(fields: Mapping[str, Any], where: str) -> tuple[dict[str, Any], lis
     if isinstance(template, str):
         back = {_SPELLED[text]: text for text in renamed.values() if text in _SPELLED}
         files["chat_template.jinja"] = _respelled(template, back)
-    model, tokens = fields.get(_KEY + "model"), fields.get(_KEY + "tokens")
-    if model in (None, "none", "no_vocab") or not isinstance(tokens, list):
-        return files, ["the file has no tokenizer"]
-    tokens = [renamed.get(row, text) for row, text in enumerate(tokens)]
-    types = fields.get(_KEY + "token_type") or [NORMAL] * len(tokens)
+    if lost(fields):
+        return files
+    tokens = [renamed.get(row, text) for row, text in enumerate(fields[_KEY + "tokens"])]
+    types, scores = fields.get(_KEY + "token_type") or [NORMAL] * len(tokens), fields.get(_KEY + "scores", tokens)
+    if not len(tokens) == len(types) == len(scores):
+        raise CheckpointError(
+            f"{where}: {len(tokens)} tokens, {len(types)} types, {len(scores)} scores: expected as many of each. "
+            "Download the file again."
+        )
     rows = {row: (text, kind) for row, (text, kind) in enumerate(zip(tokens, types, strict=True)) if kind != UNUSED}
-    fast = _fast_bytes(fields, rows) if model == "gpt2" else _fast_pieces(fields, rows) if model == "llama" else None
-    if fast is None:
-        return files, [f"tokenizer {model!r} with words {fields.get(_KEY + 'pre')!r}: tokenizer.json is not rebuilt"]
-    names = {name: tokens[fields[key]] for name in _IDS if (key := f"{_KEY}{_IDS[name]}_token_id") in fields}
-    special = {f"{name}_token": text for name, text in names.items() if name in ("bos", "eos", "unk", "pad")}
-    files["tokenizer.json"] = fast
+    numbers = {name: fields.get(f"{_KEY}{_IDS[name]}_token_id", -1) for name in ("bos", "eos", "unk", "pad")}
+    special = {f"{name}_token": rows[number][0] for name, number in numbers.items() if number in rows}
+    files["tokenizer.json"] = (_fast_bytes if fields[_KEY + "model"] == "gpt2" else _fast_pieces)(fields, rows)
     files["tokenizer_config.json"] = {"tokenizer_class": "PreTrainedTokenizerFast", "padding_side": "left", **special}
-    return files, []
+    return files
 
 
 def _renamed(fields: Mapping[str, Any], where: str) -> dict[int, str]:
@@ -518,10 +532,9 @@ def _sequence(name: str, kind: int) -> dict[str, Any]:
     return {"Sequence": {"id": name, "type_id": kind}}
 
 
-def _fast_bytes(fields: Mapping[str, Any], rows: Mapping[int, tuple[str, int]]) -> dict[str, Any] | None:
+def _fast_bytes(fields: Mapping[str, Any], rows: Mapping[int, tuple[str, int]]) -> dict[str, Any]:
     words = pre_tokenizer_of(str(fields.get(_KEY + "pre")))
-    if words is None:
-        return None
+    assert words is not None, "lost"
     pre_tokenizer, ignore_merges = words
     merges = [pair for pair in _split_merges(fields.get(_KEY + "merges") or []) if "\0" not in pair]
     decoder = {"type": "ByteLevel", "add_prefix_space": True, "trim_offsets": True, "use_regex": True}
@@ -534,10 +547,8 @@ def _split_merges(merges: list[str]) -> list[list[str]]:
     return [[line[: line.index(" ", 1)], line[line.index(" ", 1) + 1 :]] for line in merges if " " in line[1:]]
 
 
-def _fast_pieces(fields: Mapping[str, Any], rows: Mapping[int, tuple[str, int]]) -> dict[str, Any] | None:
-    scores = fields.get(_KEY + "scores")
-    if not isinstance(scores, list):
-        return None
+def _fast_pieces(fields: Mapping[str, Any], rows: Mapping[int, tuple[str, int]]) -> dict[str, Any]:
+    scores = fields[_KEY + "scores"]
     normal = {text: scores[row] for row, (text, kind) in rows.items() if kind == NORMAL}
     pairs = [
         ((text[:at], text[at:]), score)

@@ -32,7 +32,8 @@ DTYPES: dict[str, str] = {"float32": "F32", "float16": "F16", "bfloat16": "BF16"
 class Step:
     """One tensor that will be written: of which source tensors, by which layouts, into which file.
 
-    ``how``: "bytes" are moved as they are; "cast", "dequantize" compute numbers; "tensor" moves what only torch reads.
+    ``how``: "bytes" are moved as they are; "cast", "dequantize", "quantize" compute numbers; "tensor" moves what only
+    torch reads.
     """
 
     name: str
@@ -57,6 +58,7 @@ class Plan:
     ``bytes`` are those of all tensors written, ``bytes_moved`` those of them that are moved without being decoded;
     ``disk`` the bytes that the destination's file system must have free; ``memory.peak`` the expected peak memory.
     ``lossless``: the source's tensors, but for the declared drops, follow from the target's bit for bit.
+    ``one_file``: ``destination`` is no folder but the one file of ``files``.
     """
 
     source: Path
@@ -81,10 +83,11 @@ class Plan:
     found: Detection = field(repr=False, compare=False)
     ranked: RankLayout | None = field(default=None, repr=False)
     source_hashes: provenance.Hashes = field(default_factory=dict, repr=False, compare=False)
+    one_file: bool = False
 
     def to_dict(self) -> dict[str, Any]:
         """The plan as JSON holds it."""
-        hidden = ("containers", "found", "config", "steps", "memory", "ranked", "source_hashes")
+        hidden = ("containers", "found", "config", "steps", "memory", "ranked", "source_hashes", "one_file")
         facts = {name: value for name, value in vars(self).items() if name not in hidden}
         facts |= {"source": str(self.source), "destination": str(self.destination)}
         return {**facts, "memory": vars(self.memory), "steps": [step.to_dict() for step in self.steps]}
@@ -138,11 +141,11 @@ def make_plan(
         bytes=total,
         bytes_moved=sum(step.bytes for step in made if step.how == "bytes"),
         disk=_disk(found, made, containers),
-        memory=share_out(max_memory, workers, streams, _held(streams)),
+        memory=share_out(max_memory, workers, streams, memory_held(streams)),
         verify=verify or ("roundtrip" if lossless else "hash"),
         lossless=lossless,
         dropped=tuple(sorted(set_aside(found))),
-        notes=(*found.notes, *_history(found)),
+        notes=(*found.notes, *history(found)),
         missing=tuple(missing),
         unknown=tuple(unknown),
         identity=key,
@@ -213,9 +216,11 @@ def _cast(stream: Stream, dtype: str) -> Stream:
 
 def how(stream: Stream) -> str:
     """What is done to the bytes of a stream: see :class:`Step`."""
-    kinds = {type(part) for part in leaves(stream)}
-    found = [name for kind, name in ((Cast, "cast"), (Dequantized, "dequantize"), (Loaded, "tensor")) if kind in kinds]
-    return "+".join(found) or "bytes"
+    kinds = ((Cast, "cast"), (Dequantized, "dequantize"), (Loaded, "tensor"))
+    parts = list(leaves(stream))
+    found = [name for kind, name in kinds if any(isinstance(part, kind) for part in parts)]
+    found += [part.verb for part in parts if hasattr(part, "verb")]
+    return "+".join(dict.fromkeys(found)) or "bytes"
 
 
 def leaves(stream: Stream) -> Iterator[Stream]:
@@ -271,7 +276,7 @@ def _disk(found: Detection, steps: Sequence[Step], containers: Sequence[Containe
     return max(size - holes, 0)
 
 
-def _held(streams: Sequence[Stream]) -> int:
+def memory_held(streams: Sequence[Stream]) -> int:
     """What a worker holds of tensors that are made or read whole: those it keeps, and what one is made of."""
     largest = max(
         (size_of(leaf) for stream in streams for leaf in leaves(stream) if isinstance(leaf, Loaded)), default=0
@@ -279,13 +284,18 @@ def _held(streams: Sequence[Stream]) -> int:
     return (LastMade.KEPT + 1) * largest
 
 
-def _history(found: Detection) -> tuple[str, ...]:
+def history(found: Detection) -> tuple[str, ...]:
+    """What a report says of a source that was itself converted."""
     before = provenance.earlier_record(found.folder)
     if before is None:
         return ()
     source = before["source"]
     made_of = f"{source.get('name')} ({source.get('format')})"
-    return (f"the source was itself converted, from {made_of}: see its {provenance.RECORD}",)
+    return (f"the source was itself converted, from {made_of}: see its {_where(found)}",)
+
+
+def _where(found: Detection) -> str:
+    return "metadata" if found.folder.suffix == ".gguf" else provenance.RECORD
 
 
 def _identity(found: Detection, steps: Sequence[Step], config: dict[str, Any], hashed: bool) -> str:

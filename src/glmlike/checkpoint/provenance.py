@@ -63,22 +63,35 @@ def _downloaded_revision(folder: Path) -> str | None:
 
 
 def earlier_record(folder: Path) -> dict[str, Any] | None:
-    """The record of the conversion that wrote a folder, or None.
+    """The record of the conversion that wrote a folder or a GGUF file, or None.
 
     Raises:
         CheckpointError: the file is there but is no such record.
     """
     path = folder / RECORD
-    if not path.exists():
+    if folder.suffix == ".gguf":
+        path, text = folder, _record_of_gguf(folder)
+    else:
+        text = path.read_text(encoding="utf8") if path.exists() else None
+    if text is None:
         return None
     try:
-        found = json.loads(path.read_text(encoding="utf8"))
+        found = json.loads(text)
         sound = isinstance(found, dict) and isinstance(found["source"], dict) and isinstance(found["format"], str)
     except (ValueError, KeyError, RecursionError):
         sound = False
     if not sound:
         raise CheckpointError(f"{path}: not the record of a conversion. Remove this file, or convert the source anew.")
     return dict(found)
+
+
+def _record_of_gguf(file: Path) -> str | None:
+    from glmlike.checkpoint.gguf_blocks import block_types
+    from glmlike.checkpoint.gguf_file import RECORD as KEY
+    from glmlike.checkpoint.gguf_headers import read_gguf_header
+
+    found = read_gguf_header(file, block_types())[0].get(KEY)
+    return found if isinstance(found, str) else None
 
 
 def metadata(origin: Origin, target_format: str, sources: Hashes | None, sums: Mapping[str, Sums]) -> dict[str, str]:
@@ -155,7 +168,8 @@ def identity(paths: list[Path], folder: Path) -> dict[str, Any]:
 
     What begins a file is its whole header where it is a safetensors file.
     """
-    return {path.relative_to(folder).as_posix(): [path.stat().st_size, _beginning(path)] for path in sorted(paths)}
+    names = {path: path.name if path == folder else path.relative_to(folder).as_posix() for path in sorted(paths)}
+    return {name: [path.stat().st_size, _beginning(path)] for path, name in names.items()}
 
 
 def times(paths: list[Path]) -> list[int]:
