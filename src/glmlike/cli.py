@@ -104,6 +104,7 @@ def _facts(folder: Path, generation: Any, spec: str | None) -> dict[str, Any]:
         "tensors": len(tensors),
         "dtypes": dict(Counter(info.dtype for info in tensors)),
         "notes": list(found.notes),
+        **({"converted_from": found.record["source"].get("name")} if found.record else {}),
         "files": [path.name for path in found.checkpoint.files],
         "converts_to": [
             *(fmt for fmt in FORMATS if fmt != found.format and not cannot_express(found.spec, fmt)),

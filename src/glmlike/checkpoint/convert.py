@@ -263,7 +263,7 @@ def _plan_with_torch(*arguments: Any, **options: Any) -> Plan:
 
 def _carry_out(plan: Plan, resume: bool, watch: Watch | None) -> int:
     """Write, verify and move into place; the number of tensors that an earlier run had written."""
-    before = provenance.earlier_record(plan.source)
+    before = plan.found.record
     total = plan.bytes if plan.verify == "none" else 2 * plan.bytes + sum(source_parts(plan)[1].values())
     with partial_folder(plan, resume=resume) as (folder, journal), (watch or _unwatched)(total) as progress:
         written = carry_out(plan, folder, journal, Crew(plan.memory.workers, progress))

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from glmlike.checkpoint import provenance
 from glmlike.checkpoint.formats import TABLES, FormatTable, table_of
 from glmlike.checkpoint.given import require_agreement
 from glmlike.checkpoint.headers import require_shapes
@@ -66,6 +67,11 @@ class Detection:
         if rows := dropped_rows(self.config):
             found.append(f"v1.0: rows :{rows} of embedding and head (image tokens) are dropped, ids are v1.1's")
         return tuple(found)
+
+    @property
+    def record(self) -> dict[str, Any] | None:
+        """The record of the conversion that wrote this, or None. Raises CheckpointError if there is no sense in it."""
+        return provenance.earlier_record(self.folder)
 
     @property
     def _dtype_name(self) -> str:

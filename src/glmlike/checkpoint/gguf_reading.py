@@ -10,13 +10,14 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
-from glmlike.checkpoint import gguf_vocabulary
+from glmlike.checkpoint import gguf_vocabulary, provenance
 from glmlike.checkpoint.byte_files import ByteFile
 from glmlike.checkpoint.detection import Detection
 from glmlike.checkpoint.formats import FormatTable
 from glmlike.checkpoint.formats.llama_cpp import LLAMA3_FACTORS, Architecture, table
 from glmlike.checkpoint.gguf_blocks import FLOATS, Exactly, Unpacked, block_types, bytes_of, gguf_package
 from glmlike.checkpoint.gguf_fields import read_spec
+from glmlike.checkpoint.gguf_file import RECORD
 from glmlike.checkpoint.gguf_headers import read_gguf_header
 from glmlike.checkpoint.headers import TensorInfo, require_shapes
 from glmlike.checkpoint.rules import require_exact
@@ -88,6 +89,11 @@ class GgufDetection(Detection):
         said = ", ".join(f"{count} {kind}" for kind, count in sorted(kinds.items()))
         dequantized = (f"dequantized to {self.config['dtype']}: {said}",) if kinds else ()
         return (*dequantized, *gguf_vocabulary.lost(self.fields))
+
+    @property
+    def record(self) -> dict[str, Any] | None:
+        text = self.fields.get(RECORD)
+        return provenance.read_record(text, self.folder) if isinstance(text, str) else None
 
     def write_companions(self, folder: Path) -> None:
         """Write the tokenizer's files, the chat template and the generation config beside a folder's weights."""

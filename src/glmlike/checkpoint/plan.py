@@ -286,7 +286,7 @@ def memory_held(streams: Sequence[Stream]) -> int:
 
 def history(found: Detection) -> tuple[str, ...]:
     """What a report says of a source that was itself converted."""
-    before = provenance.earlier_record(found.folder)
+    before = found.record
     if before is None:
         return ()
     source = before["source"]

@@ -63,35 +63,25 @@ def _downloaded_revision(folder: Path) -> str | None:
 
 
 def earlier_record(folder: Path) -> dict[str, Any] | None:
-    """The record of the conversion that wrote a folder or a GGUF file, or None.
+    """The record of the conversion that wrote a folder, or None.
 
     Raises:
         CheckpointError: the file is there but is no such record.
     """
     path = folder / RECORD
-    if folder.suffix == ".gguf":
-        path, text = folder, _record_of_gguf(folder)
-    else:
-        text = path.read_text(encoding="utf8") if path.exists() else None
-    if text is None:
-        return None
+    return read_record(path.read_bytes(), path) if path.exists() else None
+
+
+def read_record(text: str | bytes, where: Path) -> dict[str, Any]:
+    """A record from its text. Raises CheckpointError if it is none."""
     try:
         found = json.loads(text)
         sound = isinstance(found, dict) and isinstance(found["source"], dict) and isinstance(found["format"], str)
     except (ValueError, KeyError, RecursionError):
         sound = False
     if not sound:
-        raise CheckpointError(f"{path}: not the record of a conversion. Remove this file, or convert the source anew.")
+        raise CheckpointError(f"{where}: not the record of a conversion. Remove this file, or convert the source anew.")
     return dict(found)
-
-
-def _record_of_gguf(file: Path) -> str | None:
-    from glmlike.checkpoint.gguf_blocks import block_types
-    from glmlike.checkpoint.gguf_file import RECORD as KEY
-    from glmlike.checkpoint.gguf_headers import read_gguf_header
-
-    found = read_gguf_header(file, block_types())[0].get(KEY)
-    return found if isinstance(found, str) else None
 
 
 def metadata(origin: Origin, target_format: str, sources: Hashes | None, sums: Mapping[str, Sums]) -> dict[str, str]:
