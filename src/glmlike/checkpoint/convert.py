@@ -30,7 +30,7 @@ from glmlike.checkpoint.formats import TABLES
 from glmlike.checkpoint.gguf_reading import GgufDetection, detect_gguf
 from glmlike.checkpoint.given import require_divisible
 from glmlike.checkpoint.headers import TORCH_NAMES
-from glmlike.checkpoint.plan import DTYPES, Dtype, Plan, Verify, config_file, make_plan
+from glmlike.checkpoint.plan import DTYPES, Dtype, Plan, Verify, config_file, make_plan, needs_torch
 from glmlike.checkpoint.ranked import RANKED
 from glmlike.checkpoint.rules import require_exact
 from glmlike.checkpoint.shards import parse_size
@@ -254,7 +254,7 @@ def _config(source: Detection, to: Format, dtype: str | None, ranks: int) -> dic
 def _plan_with_torch(*arguments: Any, **options: Any) -> Plan:
     """The plan, made again where it needs torch, once that is imported: what torch takes counts as memory."""
     plan = make_plan(*arguments, **options)
-    if "torch" in sys.modules or (plan.ranked is None and all(step.how == "bytes" for step in plan.steps)):
+    if "torch" in sys.modules or (plan.ranked is None and not needs_torch(plan.steps)):
         return plan
     import torch  # noqa: F401
 

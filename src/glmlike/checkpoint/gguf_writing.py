@@ -34,7 +34,7 @@ from glmlike.checkpoint.gguf_file import GgufFile
 from glmlike.checkpoint.gguf_reading import detect_gguf, gguf_table
 from glmlike.checkpoint.layouts import Cropped
 from glmlike.checkpoint.memory import share_out
-from glmlike.checkpoint.plan import Plan, Step, Verify, history, how, memory_held
+from glmlike.checkpoint.plan import Plan, Step, Verify, history, how, memory_held, needs_torch
 from glmlike.checkpoint.rules import Rule, by_native
 from glmlike.checkpoint.streams import Cast, Loaded, Stored, Stream, row_size, size_of
 from glmlike.checkpoint.through_layouts import to_foreign_streams
@@ -104,8 +104,7 @@ def plan_gguf(
         [(step.name, step.kind, tuple(step.to_dict()["shape"])) for step in steps],
         partial(_record, found, hashes if chosen != "none" else None),
     )
-    needs_torch = any("cast" in step.how or "tensor" in step.how or "dequantize" in step.how for step in steps)
-    if needs_torch:
+    if needs_torch(steps):
         import torch  # noqa: F401  # what it takes counts as memory
     streams = [step.stream for step in steps]
     return Plan(

@@ -234,6 +234,13 @@ def leaves(stream: Stream) -> Iterator[Stream]:
         yield from leaves(part)
 
 
+def needs_torch(steps: Sequence[Step]) -> bool:
+    """Whether carrying steps out imports torch."""
+    parts = (part for step in steps for part in leaves(step.stream))
+    kinds = (Cast, Dequantized, Loaded)
+    return any(isinstance(part, kinds) and not getattr(part, "without_torch", False) for part in parts)
+
+
 def _shards(sizes: Sequence[int], limit: int) -> list[str]:
     """The file of each tensor, in order: at most ``limit`` bytes of tensors, but for one that is larger by itself."""
     numbers: list[int] = []
