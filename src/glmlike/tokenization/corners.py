@@ -6,7 +6,7 @@
   decides, and with it all text in front (ChatGLM-6B, GLM-130B).
 
 Which texts these are is not guessed: the ids of every text are SentencePiece's own (``encoder``), and Rust's
-encoding is kept where it has the same ids and no run of blanks or composed mark, which it places wrongly. On 11 MB of hostile mixed text no id differed from sentencepiece 0.2.3's.
+encoding is kept where it has the same ids and neither a run of blanks nor a composed mark, which it places wrongly.
 """
 
 from __future__ import annotations

@@ -246,4 +246,5 @@ def _inner(token: bytes) -> tuple[str, bytes, bytes]:
 
 def _slots(left: Codes, right: Codes) -> Codes:
     mixed: Codes = left * np.uint32(0x9E3779B1) + right * np.uint32(0x85EBCA6B)
-    return mixed >> np.uint32(32 - _BITS)
+    slots: Codes = mixed >> np.uint32(32 - _BITS)
+    return slots

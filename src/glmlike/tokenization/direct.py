@@ -113,8 +113,7 @@ def ids_of(texts: list[str], encoder: Encoder, added: AddedTokens, token_id: Cal
 
 def truncated(rows: list[list[int]], longest: int, side: str) -> list[list[int]]:
     """``rows`` of at most ``longest`` ids, cut on ``side``."""
-    kept = (lambda row: row[len(row) - longest :]) if side == "left" else (lambda row: row[:longest])
-    return [row if len(row) <= longest else kept(row) for row in rows]
+    return [row[max(len(row) - longest, 0) :] if side == "left" else row[:longest] for row in rows]
 
 
 def padded(rows: list[list[int]], length: int, pad_id: int, side: str) -> tuple[list[list[int]], list[list[int]]]:

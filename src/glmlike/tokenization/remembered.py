@@ -115,7 +115,14 @@ def encoder_of_pieces(backend: Tokenizer, model: SentencePieceModel, normalize: 
     unknown = None if model.byte_fallback else model.unk_id
     cutter = PieceCutter(piece.replace("▁", " ") for piece in model.pieces)
     first = _first_time(backend)
-    return Remembered(cutter, lambda parts: first([part.replace(" ", "▁") for part in parts]), normalize, unknown)
+    others = {model.pieces[number] for number, kind in enumerate(model.types) if kind not in ("normal", "user")}
+
+    def encode_parts(parts: list[str]) -> list[tuple[int, ...]]:
+        spelled = [part.replace(" ", "▁") for part in parts]
+        ids = first([part + _NOTHING if part in others else part for part in spelled])
+        return [each[:-1] if part in others else each for part, each in zip(spelled, ids, strict=True)]
+
+    return Remembered(cutter, encode_parts, normalize, unknown)
 
 
 def _joins(model: models.BPE) -> Callable[[list[str]], list[tuple[int, ...]]]:

@@ -34,7 +34,7 @@ USER_BONUS = 0.1  # of a user-defined symbol for each byte but one
 REMEMBERED = 1 << 22  # characters of all remembered runs; then memory starts afresh
 FAR = 100000.0  # kScoreResetThreshold
 CLOSE = 2.0**-5  # gaps that rounding can never close while scores are above -FAR
-_NOTHING: tuple[float, int] = ()  # type: ignore[assignment]  # what no piece begins with
+_NOTHING: tuple[float, int] | tuple[()] = ()  # what no piece begins with
 
 
 class Path(NamedTuple):
