@@ -19,9 +19,39 @@ from transformers.masking_utils import (
 )
 
 from glmlike.configuration import GlmLikeConfig
-from glmlike.packing import Samples
+from glmlike.packing import Samples, restart, samples_of_positions
 from glmlike.prefix import additive, blocks_of_positions, context_blocks, infilling_positions, refuse_flash
 from glmlike.renamed import CACHE
+
+
+def packed_by_positions(
+    config: GlmLikeConfig, input_ids: Any, position_ids: Any, attention_mask: Any, seq_idx: Tensor | None
+) -> tuple[Any, Tensor | None]:
+    """What an infilling decoder makes of plain positions [B, T], as packing collators write them: (positions, seq_idx).
+
+    They say where the samples of a row begin. A decoder with two-dimensional positions derives its own within each;
+    one-dimensional positions are taken as given. A start-of-piece token at position 0 is a piece that fills the first
+    token of its row, not the beginning of a sample.
+    """
+    if not isinstance(position_ids, Tensor) or position_ids.ndim != 2 or attention_mask is not None:
+        return position_ids, seq_idx
+    found = None if input_ids is None else samples_of_positions(position_ids)
+    if found is None:
+        return position_ids, seq_idx
+    if config.positions in ("rotary_2d", "learned_2d"):
+        if seq_idx is None:
+            return None, found
+        return (None if _same_samples(found, seq_idx) else position_ids), seq_idx
+    pieces = (input_ids == config.sop_token_id) & (position_ids == 0)
+    if seq_idx is not None or not restart(position_ids) or bool(pieces[:, 1:].any()):
+        return position_ids, seq_idx
+    return position_ids, found
+
+
+def _same_samples(found: Tensor, seq_idx: Tensor) -> bool:
+    if torch.compiler.is_compiling() or found.shape != seq_idx.shape:
+        return True  # a seq_idx that is not of these rows is refused with a sentence of its own
+    return bool((Samples(found, found).number == Samples(seq_idx.to(found.device), found).number).all())
 
 
 def default_positions(
