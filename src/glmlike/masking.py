@@ -68,7 +68,11 @@ def default_positions(
         ValueError: the positions of an infilling decoder depend on tokens that are not at hand.
     """
     seen = past_key_values.get_seq_length() if past_key_values is not None else 0
+    padding = attention_mask if isinstance(attention_mask, Tensor) and attention_mask.ndim == 2 else None
     if config.attention_mask == "causal":
+        if config.prefix_length and padding is not None and seq_idx is None:
+            # The keys of a P-tuning prefix have no positions: how far a token is from where its row begins is seen.
+            return (padding.long().cumsum(-1) - 1).clamp(min=0)[:, -inputs_embeds.shape[1] :]
         plain = (torch.arange(inputs_embeds.shape[1], device=inputs_embeds.device) + seen).unsqueeze(0)
         return plain if seq_idx is None else plain - Samples(seq_idx, inputs_embeds).first
     if input_ids is None or seen:
@@ -77,7 +81,6 @@ def default_positions(
             "only embeddings or the newest tokens are given. Pass model.infilling_positions(all_input_ids), cut "
             "to the tokens of this call."
         )
-    padding = attention_mask if isinstance(attention_mask, Tensor) and attention_mask.ndim == 2 else None
     return infilling_positions(input_ids, padding, config, seq_idx)
 
 

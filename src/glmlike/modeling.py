@@ -274,8 +274,8 @@ class GlmLikeModel(GlmLikePreTrainedModel):
         if seq_idx is not None:
             require_packable(seq_idx, inputs_embeds, past_key_values, attention_mask)
             seq_idx, use_cache = seq_idx.to(inputs_embeds.device), False
-        elif use_cache and past_key_values is None and attention_mask is None and not infilling and restart(position_ids):
-            use_cache = False  # beside a cache, transformers does not look for packed samples
+        elif use_cache and past_key_values is None and attention_mask is None and not infilling:
+            use_cache = not restart(position_ids)  # beside a cache, transformers does not look for packed samples
         if use_cache and past_key_values is None:
             past_key_values = DynamicCache(config=self.config)
         if infilling:
