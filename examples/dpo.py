@@ -4,8 +4,8 @@
     python examples/dpo.py --model glm-4-9b-chat --data pairs.jsonl --output preferred --lora
 
 A line of --data is {"prompt": [message, ...], "chosen": [message], "rejected": [message]}; a message has a role and a
-content. Without it, pairs are made up: courteous answers are preferred to curt ones. Printed: the share
-of held-out pairs of which the model finds the chosen answer more probable, before and after.
+content. Without it, pairs are made up: courteous answers are preferred to curt ones. Printed: the share of held-out
+pairs of which the model finds the chosen answer more probable, before and after.
 """
 
 from __future__ import annotations

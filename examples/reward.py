@@ -4,8 +4,8 @@
     python examples/reward.py --model chatglm3-6b --data pairs.jsonl --output judge
 
 A line of --data is {"prompt": [message, ...], "chosen": [message], "rejected": [message]}; a message has a role and a
-content. Without it, pairs are made up: courteous answers are preferred to curt ones. Printed: the share
-of held-out pairs whose chosen answer scores higher, before (a head of random numbers) and after. The result loads as
+content. Without it, pairs are made up: courteous answers are preferred to curt ones. Printed: the share of held-out
+pairs whose chosen answer scores higher, before (a head of random numbers) and after. The result loads as
 AutoModelForSequenceClassification, and as a reward function of examples/grpo.py.
 """
 
