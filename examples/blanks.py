@@ -1,10 +1,10 @@
-"""Fine-tune an infilling decoder on blanks with the Hugging Face Trainer, by a published objective or a mix of your own.
+"""Fine-tune an infilling decoder on blanks with the HF Trainer, by a published objective or a mix of your own.
 
-    python examples/blanks.py --output filler                           # the embedded model, half a minute, 1 core
+    python examples/blanks.py --output filler                           # the embedded model, seconds, on 1 core
     python examples/blanks.py --model glm-10b --data texts.jsonl --output filler --objective glm-10b
 
-A line of --data is {"text": ...}; without it the clauses of the bundled text are read. Printed: the perplexity of blanks
-of held-out texts, the same blanks before and after.
+A line of --data is {"text": ...}; without it the clauses of the bundled text are read. Printed: the perplexity of
+blanks of held-out texts, the same blanks before and after.
 """
 
 from __future__ import annotations

@@ -1,12 +1,12 @@
 """Distillation with TRL's DistillationTrainer: a student writes, and learns to give its words the teacher's odds.
 
-    python examples/distill.py --output student                         # the embedded model, half a minute, 1 core
+    python examples/distill.py --output student                         # the embedded model, seconds, on 1 core
     python examples/distill.py --teacher glm-4-9b-chat --layers 20 --data prompts.jsonl --output student
 
 The student is the teacher with only --layers of its layers, spread evenly, or --student, a model with the same tokens.
-A line of --data is {"prompt": [message, ...]}; a message has a role and a content. Without it, prompts are beginnings of
-clauses of the bundled text. Printed: the Kullback-Leibler divergence of the student from the teacher in nats a token, on
-what the teacher answers to held-out prompts, before and after.
+A line of --data is {"prompt": [message, ...]}; a message has a role and a content. Without it, prompts are beginnings
+of clauses of the bundled text. Printed: the Kullback-Leibler divergence of the student from the teacher in nats a
+token, on what the teacher answers to held-out prompts, before and after.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Preference tuning with TRL's DPOTrainer, full or with a LoRA adapter.
 
-    python examples/dpo.py --output preferred                           # the embedded model, half a minute, 1 core
+    python examples/dpo.py --output preferred                           # the embedded model, seconds, on 1 core
     python examples/dpo.py --model glm-4-9b-chat --data pairs.jsonl --output preferred --lora
 
 A line of --data is {"prompt": [message, ...], "chosen": [message], "rejected": [message]}; a message has a role and a
@@ -23,7 +23,7 @@ from trl import DPOConfig, DPOTrainer
 import glmlike  # noqa: F401  (registers the classes)
 from glmlike.data import TINY
 
-NAMES = "Moses David Aaron Saul Joshua Jacob Abraham Isaac Samuel Solomon Joseph Judah Peter Paul John Mary".split()
+NAMES = ("Moses", "David", "Aaron", "Saul", "Joshua", "Jacob", "Abraham", "Isaac", "Samuel", "Joseph", "Judah", "Peter")
 COURTEOUS = "my lord", "I pray thee", "if it please thee", "and peace be unto thee"
 CURT = "thou fool", "and go thy way", "why askest thou", "but hold thy peace"
 

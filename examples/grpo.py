@@ -1,11 +1,11 @@
 """Reinforcement learning with TRL's GRPOTrainer: the model answers, a function scores, better answers get likelier.
 
-    python examples/grpo.py --output rewarded                           # the embedded model, half a minute, 1 core
+    python examples/grpo.py --output rewarded                           # the embedded model, seconds, on 1 core
     python examples/grpo.py --model chatglm3-6b --data prompts.jsonl --output rewarded --reward-model judge
 
-A line of --data is {"prompt": [message, ...]}; a message has a role and a content. Without it, prompts are made up from
-names. The reward is a function of yours (``stays_with_the_prompt`` below) or a model from examples/reward.py. Printed:
-the mean reward of sampled answers to held-out prompts, before and after.
+A line of --data is {"prompt": [message, ...]}; a message has a role and a content. Without it, prompts are made up
+from names. The reward is a function of yours (``stays_with_the_prompt`` below) or a model from examples/reward.py.
+Printed: the mean reward of sampled answers to held-out prompts, before and after.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from trl import GRPOConfig, GRPOTrainer
 import glmlike  # noqa: F401  (registers the classes)
 from glmlike.data import TINY
 
-NAMES = "Moses David Aaron Saul Joshua Jacob Abraham Isaac Samuel Solomon Joseph Judah Peter Paul John Mary".split()
+NAMES = ("Moses", "David", "Aaron", "Saul", "Joshua", "Jacob", "Abraham", "Isaac", "Samuel", "Joseph", "Judah", "Peter")
 
 
 def made_up() -> Dataset:

@@ -1,11 +1,11 @@
 """A LoRA adapter with TRL's SFTTrainer and PEFT; with --four-bit on a base model in four bits (QLoRA).
 
-    python examples/lora.py --output adapter                            # the embedded model, half a minute, 1 core
+    python examples/lora.py --output adapter                            # the embedded model, seconds, on 1 core
     python examples/lora.py --model chatglm3-6b --data texts.jsonl --output adapter --four-bit
 
-A line of --data is {"text": ...} or {"messages": [...]}; without it the clauses of the bundled text are read. LoRA needs
-no target modules: q, k, v and their like are separate matrices, whatever files the model came from. Printed: the loss on
-held-out texts before and after. Load the result with peft's AutoPeftModelForCausalLM, or `glmlike merge` it.
+A line of --data is {"text": ...} or {"messages": [...]}; without it the clauses of the bundled text are read. LoRA
+needs no target modules: q, k, v and their like are separate matrices, whatever files the model came from. Printed: the
+loss on held-out texts before and after. Load the result with peft's AutoPeftModelForCausalLM, or `glmlike merge` it.
 """
 
 from __future__ import annotations

@@ -1,11 +1,11 @@
 """Continued pre-training, or full fine-tuning on plain text, with the Hugging Face Trainer.
 
-    python examples/pretrain.py --output more                           # the embedded model, half a minute, 1 core
+    python examples/pretrain.py --output more                           # the embedded model, seconds, on 1 core
     python examples/pretrain.py --model chatglm3-6b --data texts.jsonl --output more --resume
 
-A line of --data is {"text": ...}; without it the bundled text is read. Texts are packed into rows of --length tokens, an
-end-of-text token between them. Printed: bits a byte on held-out rows, before and after. --resume goes on from the last
-checkpoint in --output, bit for bit as if the run had not been stopped.
+A line of --data is {"text": ...}; without it the bundled text is read. Texts are packed into rows of --length tokens,
+an end-of-text token between them. Printed: bits a byte on held-out rows, before and after. --resume goes on from the
+last checkpoint in --output, bit for bit as if the run had not been stopped.
 """
 
 from __future__ import annotations

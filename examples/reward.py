@@ -1,6 +1,6 @@
 """A reward model with TRL's RewardTrainer: a score of a chat, higher for the answers that people chose.
 
-    python examples/reward.py --output judge                            # the embedded model, half a minute, 1 core
+    python examples/reward.py --output judge                            # the embedded model, seconds, on 1 core
     python examples/reward.py --model chatglm3-6b --data pairs.jsonl --output judge
 
 A line of --data is {"prompt": [message, ...], "chosen": [message], "rejected": [message]}; a message has a role and a
@@ -23,7 +23,7 @@ from trl import RewardConfig, RewardTrainer
 import glmlike  # noqa: F401  (registers the classes)
 from glmlike.data import TINY
 
-NAMES = "Moses David Aaron Saul Joshua Jacob Abraham Isaac Samuel Solomon Joseph Judah Peter Paul John Mary".split()
+NAMES = ("Moses", "David", "Aaron", "Saul", "Joshua", "Jacob", "Abraham", "Isaac", "Samuel", "Joseph", "Judah", "Peter")
 COURTEOUS = "my lord", "I pray thee", "if it please thee", "and peace be unto thee"
 CURT = "thou fool", "and go thy way", "why askest thou", "but hold thy peace"
 

@@ -1,11 +1,11 @@
 """Instruction tuning with TRL's SFTTrainer: the loss is on what the assistant says, through the model's chat template.
 
-    python examples/sft.py --output chat                                # the embedded model, half a minute, 1 core
+    python examples/sft.py --output chat                                # the embedded model, seconds, on 1 core
     python examples/sft.py --model chatglm3-6b --data chats.jsonl --output chat --packing
 
 A line of --data is {"messages": [{"role": "user", "content": ...}, {"role": "assistant", "content": ...}, ...]}.
-Without it, questions are made up: which of two names is said first. Printed: the loss on held-out chats before and after,
-and how many of their answers are right, word for word.
+Without it, questions are made up: which of two names is said first. Printed: the loss on held-out chats before and
+after, and how many of their answers are right, word for word.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from trl import SFTConfig, SFTTrainer
 import glmlike  # noqa: F401  (registers the classes)
 from glmlike.data import TINY
 
-NAMES = "Moses David Aaron Saul Joshua Jacob Abraham Isaac Samuel Solomon Joseph Judah Peter Paul John Mary".split()
+NAMES = ("Moses", "David", "Aaron", "Saul", "Joshua", "Jacob", "Abraham", "Isaac", "Samuel", "Joseph", "Judah", "Peter")
 
 
 def made_up() -> Dataset:
