@@ -64,7 +64,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, float]:
     parser.add_argument("--model", default=str(TINY), help="a folder or Hub id")
     parser.add_argument("--data", help="chats, a JSON object a line")
     parser.add_argument("--output", required=True, help="the tuned model's folder")
-    parser.add_argument("--epochs", type=float, default=3)
+    parser.add_argument("--epochs", type=float, default=6)
     parser.add_argument("--rate", type=float, default=1e-3)
     parser.add_argument("--packing", action="store_true", help="several chats in a row, which do not see each other")
     parser.add_argument("--push", metavar="USER/NAME", help="push the result to the Hub")
@@ -84,7 +84,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, float]:
             eval_packing=False,
             max_length=512,
             num_train_epochs=options.epochs,
-            per_device_train_batch_size=8,
+            per_device_train_batch_size=1 if options.packing else 8,  # a packed row holds many chats
             learning_rate=options.rate,
             lr_scheduler_type="cosine",
             warmup_steps=0.1,
