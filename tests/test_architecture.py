@@ -110,7 +110,7 @@ MAY: dict[str, set[str]] = {
     "tokenization/charsmap": {"numpy", "tokenizers", "glmlike.errors"},
     "tokenization/unigram_exact": {
         *("numpy", "glmlike.tokenization.charsmap", "glmlike.tokenization.sentencepiece_model"),
-        *("glmlike.tokenization.cutting", "glmlike.tokenization.remembered"),
+        *("glmlike.tokenization.alignment", "glmlike.tokenization.cutting", "glmlike.tokenization.remembered"),
     },
     "tokenization/unigram": {
         *("tokenizers", "glmlike.errors", "glmlike.tokenization.charsmap"),
