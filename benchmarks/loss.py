@@ -42,45 +42,49 @@ result = [time.process_time() - started, status("VmHWM") - before - grads]
 """
 KINDS = {"plain": "plain", "glmlike": "glmlike", "torch": "torch, chunks of 128"}
 VOCABULARY = 151_936
-SIZES = ((1024, 896), (1024, 2048), (4096, 896))
+SIZES = ((1024, 896, 3), (1024, 2048, 3), (4096, 896, 1))  # tokens, hidden, runs
 
 
-def main(repeats: int = 3, sizes: Any = SIZES, beside: str = "nothing else") -> None:
-    """Measure and write results/loss.json."""
+def _rows(tokens: int, hidden: int, repeats: int) -> list[dict[str, Any]]:
     rows: list[dict[str, Any]] = []
-    for tokens, hidden in sizes:
-        for dtype, frozen in (("bfloat16", False), ("float32", False), ("bfloat16", True)):
-            case = (dtype, frozen, tokens, hidden, VOCABULARY)
-            runs = {kind: functools.partial(child, _WORK, setup=_SETUP, argument=[kind, *case]) for kind in KINDS}
-            measured = {
-                kind: [{"s": row["extra"][0], "mib": row["extra"][1]} for row in found]
-                for kind, found in interleaved(runs, repeats).items()
+    for dtype, frozen in (("bfloat16", False), ("float32", False), ("bfloat16", True)):
+        case = (dtype, frozen, tokens, hidden, VOCABULARY)
+        runs = {kind: functools.partial(child, _WORK, setup=_SETUP, argument=[kind, *case]) for kind in KINDS}
+        measured = {
+            kind: [{"s": row["extra"][0], "mib": row["extra"][1]} for row in found]
+            for kind, found in interleaved(runs, repeats).items()
+        }
+        plain = {field: median(measured["plain"], field) for field in ("s", "mib")}
+        rows += [
+            {
+                "tokens": tokens,
+                "hidden": hidden,
+                "type": dtype + (", frozen head" if frozen else ""),
+                "loss": KINDS[kind],
+                "CPU s": median(found, "s"),
+                "to plain": median(found, "s") / plain["s"],
+                "extra peak, MiB": median(found, "mib"),
+                "share of plain": median(found, "mib") / plain["mib"],
             }
-            plain = {field: median(measured["plain"], field) for field in ("s", "mib")}
-            rows += [
-                {
-                    "tokens": tokens,
-                    "hidden": hidden,
-                    "type": dtype + (", frozen head" if frozen else ""),
-                    "loss": KINDS[kind],
-                    "CPU s": median(found, "s"),
-                    "to plain": median(found, "s") / plain["s"],
-                    "extra peak, MiB": median(found, "mib"),
-                    "share of plain": median(found, "mib") / plain["mib"],
-                }
-                for kind, found in measured.items()
-            ]
+            for kind, found in measured.items()
+        ]
+    return rows
+
+
+def main(sizes: Any = SIZES, beside: str = "nothing else") -> None:
+    """Measure and write results/loss.json."""
+    rows = [row for size in sizes for row in _rows(*size)]
+    counts = ", ".join(f"{repeats} at {tokens} x {hidden}" for tokens, hidden, repeats in sizes)
     note = (
         f"{VOCABULARY} rows of vocabulary, forward and backward, processor seconds of one thread; extra peak is beyond "
-        f"inputs and gradients. Median of {repeats} new processes each, interleaved; beside it ran {beside}."
+        f"inputs and gradients. Median of new processes ({counts}), interleaved; beside it ran {beside}."
     )
     report("loss", rows, note)
 
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--size", type=int, nargs=2, action="append", metavar=("TOKENS", "HIDDEN"))
+    parser.add_argument("--size", type=int, nargs=3, action="append", metavar=("TOKENS", "HIDDEN", "RUNS"))
     parser.add_argument("--beside", default="nothing else", help="what else the machine was doing, for the note")
     options = parser.parse_args()
-    main(options.repeats, options.size or SIZES, options.beside)
+    main(options.size or SIZES, options.beside)

@@ -70,9 +70,10 @@ def default_positions(
     seen = past_key_values.get_seq_length() if past_key_values is not None else 0
     padding = attention_mask if isinstance(attention_mask, Tensor) and attention_mask.ndim == 2 else None
     if config.attention_mask == "causal":
-        if config.prefix_length and padding is not None and seq_idx is None:
-            # The keys of a P-tuning prefix have no positions: how far a token is from where its row begins is seen.
-            return (padding.long().cumsum(-1) - 1).clamp(min=0)[:, -inputs_embeds.shape[1] :]
+        length = inputs_embeds.shape[1]
+        if padding is not None and seq_idx is None and padding.shape[1] == seen + length:
+            # Keys without positions (P-tuning prefixes, PEFT's too) see how far a token is from where its row begins.
+            return (padding.long().cumsum(-1) - 1).clamp(min=0)[:, -length:]
         plain = (torch.arange(inputs_embeds.shape[1], device=inputs_embeds.device) + seen).unsqueeze(0)
         return plain if seq_idx is None else plain - Samples(seq_idx, inputs_embeds).first
     if input_ids is None or seen:
