@@ -2,11 +2,15 @@
 
 The source is a ChatGLM-layout folder, the target transformers' ``glm``. Sizes of the first table are sparse files: a
 hole is read as zeros and hashed as any other bytes. The second table is of real bytes on a file system in memory, so
-that it measures the programs and not the disk; `cp` copies the same folder.
+that it measures the programs and not the disk; `cp` copies the same folder. The third is the same on a disk, where
+both end with the bytes on it.
+
+``python benchmarks/convert.py memory``, ``speed`` or ``disk`` measures one of them.
 """
 
 from __future__ import annotations
 
+import os
 import shutil
 import subprocess
 import sys
@@ -16,13 +20,16 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from common import child, interleaved, median, report
+from common import RESULTS, child, interleaved, median, report
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 from big_files import write_big
 
 WIDE = {"hidden": 4096, "inner": 13_696, "vocab": 65_024}
-LAYERS = (2, 8, 24, 95)
+LAYERS = (2, 8, 24, 48, 95)
+BOUND = 200  # MB
+DEFAULT = "glmlike, default options"
+THEIRS = "transformers, load and save (glm to glm)"
 CONVERT = """
 import shutil
 from glmlike import convert
@@ -45,13 +52,15 @@ def _run(work: str, source: Path, target: Path, setup: str = "import glmlike.che
         shutil.rmtree(target, ignore_errors=True)
 
 
-def _cp(source: Path, target: Path) -> dict[str, Any]:
+def _shell(target: Path, *commands: list[str]) -> dict[str, Any]:
+    """Seconds of commands that write ``target``, one after the other."""
     shutil.rmtree(target, ignore_errors=True)
     started = time.perf_counter()
-    subprocess.run(["cp", "-r", str(source), str(target)], check=True)
+    for command in commands:
+        subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
     seconds = time.perf_counter() - started
-    shutil.rmtree(target)
-    return {"seconds": seconds, "peak_mib": 0.0}
+    shutil.rmtree(target, ignore_errors=True)
+    return {"seconds": seconds, "peak_mib": None}
 
 
 def memory(folder: Path) -> list[dict[str, Any]]:
@@ -59,54 +68,102 @@ def memory(folder: Path) -> list[dict[str, Any]]:
     rows = []
     for layers in LAYERS:
         source = write_big(folder / f"sparse-{layers}", layers=layers, sparse=True, **WIDE)
-        found = _run(CONVERT, source, folder / "out", max_memory="200MB", verify="hash")
+        found = _run(CONVERT, source, folder / "out", max_memory=f"{BOUND}MB")
         rows.append({"model, GB": found["extra"] / 1e9, "peak RSS of the process, MiB": found["peak_mib"]})
         shutil.rmtree(source)
     return rows
 
 
-def speed(folder: Path, repeats: int) -> list[dict[str, Any]]:
-    """Seconds of each way to have the folder's bytes in another folder."""
-    source = write_big(folder / "source", layers=4, **WIDE)
-    glm = folder / "glm"
-    child(CONVERT, argument={"source": str(source), "target": str(glm), "options": {}})
-    out = folder / "out"
+def plot(rows: list[dict[str, Any]], path: Path) -> None:
+    """The first table as a picture: the same bytes for the same rows."""
+    import matplotlib
+    from matplotlib.figure import Figure
+
+    sizes, peaks = zip(*(row.values() for row in rows), strict=True)
+    with matplotlib.rc_context({"svg.hashsalt": "glmlike", "svg.fonttype": "none"}):
+        figure = Figure(figsize=(6.4, 3.2), layout="constrained")
+        axes = figure.subplots()
+        axes.plot(sizes, peaks, marker="o", label="peak of the whole process")
+        axes.axhline(BOUND * 1e6 / 2**20, linestyle="--", color="gray", label=f"--max-memory {BOUND}MB")
+        axes.set(xlabel="size of the model, GB", ylabel="resident memory, MiB", xlim=(0, None), ylim=(0, None))
+        axes.grid(alpha=0.3)
+        axes.legend()
+        figure.savefig(path, format="svg", metadata={"Date": None})
+
+
+def _rows(runs: dict[str, Any], repeats: int, source: Path, first: str) -> list[dict[str, Any]]:
+    """MB/s of each of ``runs``, and ratios to the run called ``first``, and to transformers where that runs."""
     size = sum(path.stat().st_size for path in source.iterdir()) / 1e6
-    runs: dict[str, Any] = {"cp": partial(_cp, source, out)}
-    for verify in ("none", "roundtrip"):
-        for workers in (1, 2, 4):
-            name = f"glmlike, verify={verify}, workers={workers}"
-            runs[name] = partial(_run, CONVERT, source, out, verify=verify, workers=workers)
-    runs["transformers, load and save (glm to glm)"] = partial(_run, TRANSFORMERS, glm, out, SETUP_TRANSFORMERS)
     measured = interleaved(runs, repeats)
     seconds = {name: median(rows, "seconds") for name, rows in measured.items()}
-    theirs = seconds["transformers, load and save (glm to glm)"]
     return [
         {
             "what": name,
             "MB/s": size / seconds[name],
-            "speed / cp": seconds["cp"] / seconds[name],
-            "speed / transformers": theirs / seconds[name],
-            "peak RSS, MiB": median(rows, "peak_mib") if name != "cp" else "-",
+            f"speed / {first}": seconds[first] / seconds[name],
+            **({"speed / transformers": seconds[THEIRS] / seconds[name]} if THEIRS in seconds else {}),
+            "peak RSS, MiB": "-" if rows[0]["peak_mib"] is None else median(rows, "peak_mib"),
         }
         for name, rows in measured.items()
     ]
 
 
-def main(repeats: int = 5) -> None:
-    """Measure and write results/convert_memory.json and results/convert_speed.json."""
-    with tempfile.TemporaryDirectory() as folder:
-        note = "Sparse ChatGLM2 folders, max_memory=200MB, every byte hashed and read back; one new process each."
-        report("convert_memory", memory(Path(folder)), note)
-    in_memory = Path("/dev/shm")
-    with tempfile.TemporaryDirectory(dir=in_memory if in_memory.is_dir() else None) as folder:
-        rows = speed(Path(folder), repeats)
-        note = (
-            f"2.7 GB of bfloat16 on a file system in memory; median of {repeats} runs, interleaved, imports not "
-            "counted. verify=none hashes nothing; roundtrip hashes every tensor once and reads back."
-        )
-        report("convert_speed", rows, note)
+def speed(folder: Path, repeats: int) -> list[dict[str, Any]]:
+    """Seconds of each way to have the folder's bytes in another folder, none of which waits for a disk."""
+    source = write_big(folder / "source", layers=4, **WIDE)
+    glm, out = folder / "glm", folder / "out"
+    child(CONVERT, argument={"source": str(source), "target": str(glm), "options": {}})
+    files = [str(path) for path in source.iterdir()]
+    runs: dict[str, Any] = {
+        "cat to /dev/null (reads only)": partial(_shell, out, ["cat", *files]),
+        "cp": partial(_shell, out, ["cp", "-r", str(source), str(out)]),
+        DEFAULT: partial(_run, CONVERT, source, out),
+    }
+    for verify, workers in (("roundtrip", 1), ("roundtrip", 4), ("hash", 2), ("none", 1), ("none", 2), ("none", 4)):
+        name = f"glmlike, verify={verify}, workers={workers}"
+        runs[name] = partial(_run, CONVERT, source, out, verify=verify, workers=workers)
+    runs["glmlike, sha256 of the source's files too"] = partial(_run, CONVERT, source, out, sha256=True)
+    runs[THEIRS] = partial(_run, TRANSFORMERS, glm, out, SETUP_TRANSFORMERS)
+    return _rows(runs, repeats, source, "cp")
+
+
+def disk(folder: Path, repeats: int) -> list[dict[str, Any]]:
+    """The same on a disk: ours is synced before it appears, so `cp` is followed by `sync`."""
+    source = write_big(folder / "source", layers=4, **WIDE)
+    out = folder / "out"
+    os.sync()
+    copy = ["cp", "-r", str(source), str(out)]
+    runs: dict[str, Any] = {
+        "cp and sync": partial(_shell, out, copy, ["sync"]),
+        "cp, not on the disk yet": partial(_shell, out, copy),
+        DEFAULT: partial(_run, CONVERT, source, out),
+        "glmlike, sha256 of the source's files too": partial(_run, CONVERT, source, out, sha256=True),
+        "glmlike, verify=none": partial(_run, CONVERT, source, out, verify="none"),
+    }
+    return _rows(runs, repeats, source, "cp and sync")
+
+
+def main(*parts: str, repeats: int = 5) -> None:
+    """Measure and write results/convert_*.json and convert_memory.svg: all, or ``parts`` of it."""
+    wanted = parts or ("memory", "speed", "disk")
+    shared = (
+        f"2.7 GB of bfloat16; median of {repeats} runs, interleaved, page cache warm, imports not counted. By default "
+        "as many workers as processors (2 here), every tensor hashed and read back (verify=roundtrip)"
+    )
+    if "memory" in wanted:
+        with tempfile.TemporaryDirectory() as folder:
+            rows = memory(Path(folder))
+        note = f"Sparse ChatGLM2 folders, max_memory={BOUND}MB, every byte hashed and read back; one new process each."
+        report("convert_memory", rows, note)
+        plot(rows, RESULTS / "convert_memory.svg")
+    if "speed" in wanted:
+        in_memory = Path("/dev/shm")
+        with tempfile.TemporaryDirectory(dir=in_memory if in_memory.is_dir() else None) as folder:
+            report("convert_speed", speed(Path(folder), repeats), f"{shared}; on a file system in memory.")
+    if "disk" in wanted:
+        with tempfile.TemporaryDirectory() as folder:
+            report("convert_disk", disk(Path(folder), repeats), f"{shared}; on a disk, and synced to it.")
 
 
 if __name__ == "__main__":
-    main()
+    main(*sys.argv[1:])

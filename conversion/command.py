@@ -10,7 +10,7 @@ import argparse
 import shutil
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ from checking import check
 from recipes import LICENCE, RECIPES, Recipe, recipe_of_repo
 
 import glmlike
+from glmlike.checkpoint.destination import fresh_folder
 from glmlike.checkpoint.inside import require_inside
 from glmlike.checkpoint.ranked import RANKED
 from glmlike.checkpoint.sources import HUB_ID, download
@@ -49,6 +50,8 @@ def parser(description: str | None, **defaults: Any) -> argparse.ArgumentParser:
 def run(options: argparse.Namespace, *, reads: tuple[Format, ...] = (), to: Format) -> glmlike.ConversionReport:
     """Convert what the arguments name to the format ``to``, and compare both folders; the report of the conversion.
 
+    The destination appears when both are found equal, and not at all if anything fails before.
+
     ``reads`` are the formats the script is for (none: any).
 
     Raises:
@@ -74,14 +77,17 @@ def run(options: argparse.Namespace, *, reads: tuple[Format, ...] = (), to: Form
             "convert_to_native.py, or glmlike convert."
         )
     size = {} if options.max_shard_size is None else {"max_shard_size": options.max_shard_size}
-    report = glmlike.convert(
-        source.folder, options.destination, to=to, tensor_parallel=options.tensor_parallel, **said, **size
-    )
-    _bring_licences(source, options.destination)
-    if not options.no_verify:
-        count = glmlike.verify(source.folder, options.destination, **said)
-        print(f"verified: {count} tensors of both folders have the same dtype, shape and bytes")
-    return report
+    with fresh_folder(options.destination, source.folder) as partial:
+        whole = partial / "whole"
+        report = glmlike.convert(source.folder, whole, to=to, tensor_parallel=options.tensor_parallel, **said, **size)
+        _bring_licences(source, whole)
+        if not options.no_verify:
+            count = glmlike.verify(source.folder, whole, **said)
+            print(f"verified: {count} tensors of both folders have the same dtype, shape and bytes")
+        for path in list(whole.iterdir()):
+            path.rename(partial / path.name)
+        whole.rmdir()
+    return replace(report, destination=options.destination)
 
 
 def start(main: Callable[[], glmlike.ConversionReport]) -> None:

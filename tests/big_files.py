@@ -56,5 +56,6 @@ def _write(path: Path, container: SafetensorsFile, sparse: bool) -> None:
             file.write(content)
         if sparse:
             file.truncate(container.size)
+            return
         while file.tell() < container.size:
             file.write(block[: container.size - file.tell()])

@@ -110,6 +110,20 @@ def test_help_and_a_folder_that_is_not_there(
             module.main(["nowhere", "out", *own])
 
 
+def test_a_result_that_is_found_to_differ_does_not_appear(
+    room: Callable[[str], Any], source: Callable[[str], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def differs(*_: Any, **__: Any) -> int:
+        raise glmlike.CheckpointError("both differ")
+
+    folder = source("chatglm")
+    before = sorted(tmp_path.iterdir())
+    monkeypatch.setattr(glmlike, "verify", differs)
+    with pytest.raises(glmlike.CheckpointError, match="both differ"):
+        room("convert_chatglm_to_glm").main([str(folder), str(tmp_path / "out")])
+    assert sorted(tmp_path.iterdir()) == before
+
+
 def test_a_script_ends_in_one_sentence() -> None:
     """As a user starts it: its siblings are found, the mistake is a sentence, the exit code 1."""
     command = [sys.executable, str(ROOM / "convert_chatglm_to_glm.py"), "nowhere", "out"]

@@ -62,7 +62,7 @@ def load_adapter(
     except ImportError:
         raise ImportError("load_adapter needs PEFT: pip install 'glmlike[lora]'.") from None
     wrapped = isinstance(model, PeftModel)
-    with native_folder(model.get_base_model() if wrapped else model, folder) as native:
+    with native_folder(model.get_base_model() if wrapped else model, folder, **kwargs) as native:
         if wrapped:
             model.load_adapter(str(native), adapter_name, is_trainable=is_trainable, **kwargs)
             return model
@@ -70,16 +70,41 @@ def load_adapter(
 
 
 @contextmanager
-def native_folder(model: Any, folder: Any) -> Iterator[Any]:
-    """``folder`` itself, or for a local adapter of another layout a temporary folder with it on native modules."""
+def native_folder(model: Any, folder: Any, **kwargs: Any) -> Iterator[Any]:
+    """``folder`` itself, or for an adapter of another layout a temporary folder with it on native modules.
+
+    Of a repository on the Hub, what ``kwargs`` say to PEFT of its revision and access, here or in ``adapter_kwargs``,
+    is how it is read.
+    """
     spec = getattr(getattr(model, "config", None), "spec", None)
     if spec is None:
         raise ConfigError(f"expected a glmlike model, got {type(model).__name__}: load the base model with glmlike.")
     with tempfile.TemporaryDirectory(prefix="glmlike-adapter-") as place:
-        target = Path(place) / "native"
-        local = isinstance(folder, (str, Path)) and (Path(folder) / "adapter_config.json").is_file()
-        translated = local and any(read(Path(folder), spec, target) for read in adapter_readers)
+        options = {**kwargs, **(kwargs.get("adapter_kwargs") or {})}
+        within = str(options.get("subfolder") or "")
+        local, target = _local_folder(folder, within, options), Path(place) / "native"
+        translated = local is not None and any(read(local, spec, target / within) for read in adapter_readers)
         yield target if translated else folder
+
+
+def _local_folder(folder: Any, within: str, options: dict[str, Any]) -> Path | None:
+    """The folder with an adapter's files, of a repository after a download of them alone; None where PEFT knows more.
+
+    What cannot be found or read is left to PEFT, whose message says why.
+    """
+    if not isinstance(folder, (str, Path)):
+        return None
+    place = Path(folder)
+    if not place.exists():
+        from huggingface_hub import snapshot_download
+
+        access = {name: options[name] for name in ("revision", "token", "cache_dir") if options.get(name) is not None}
+        files = [f"{within}/{name}".lstrip("/") for name in ("adapter_config.json", "adapter_model*")]
+        try:
+            place = Path(snapshot_download(str(folder), allow_patterns=files, **access))
+        except (OSError, ValueError):  # huggingface_hub's own are both
+            return None
+    return place / within if (place / within / "adapter_config.json").is_file() else None
 
 
 def require_magnitudes(info: Any, where: str) -> None:

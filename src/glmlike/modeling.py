@@ -199,7 +199,7 @@ class GlmLikePreTrainedModel(PreTrainedModel):
             ConfigError, CheckpointError: it is of another decoder, or has no exact translation, or has DoRA magnitudes,
                 which transformers leaves out without an error.
         """
-        with native_folder(self, peft_model_id) as folder:
+        with native_folder(self, peft_model_id, **kwargs) as folder:
             info = super().load_adapter(None if folder is None else str(folder), *args, **kwargs)
         require_magnitudes(info, str(peft_model_id))
         return info

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -236,7 +237,9 @@ def test_the_same_adapter_is_not_merged_twice(make: Callable[..., Any], tmp_path
     assert records[0]["merged_adapters"] == records[1]["merged_adapters"]
     assert [entry["name"] for entry in records[0]["merged_adapters"]] == ["0"]
     assert records[0]["tensors"]["model.safetensors"].keys() == load_file(tmp_path / "once/model.safetensors").keys()
-    assert records[0]["source"]["sha256"] == records[1]["source"]["converted_from"]["sha256"]
+    weights = (tmp_path / "base" / "model.safetensors").read_bytes()
+    assert records[0]["source"]["files"] == {"model.safetensors": hashlib.sha256(weights).hexdigest()}
+    assert records[0]["source"]["files"] == records[1]["source"]["converted_from"]["files"]
     glmlike.merge(tmp_path / "once", tmp_path / "0", tmp_path / "twice", force=True)
     glmlike.merge(tmp_path / "once", tmp_path / "1", tmp_path / "both")
     glmlike.merge(tmp_path / "base", [tmp_path / "0", tmp_path / "1"], tmp_path / "at once")

@@ -18,12 +18,13 @@ from typing import Any
 
 import pytest
 import torch
+import xxhash
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from big_files import write_big
 from glmlike import CheckpointError, ConfigError, GlmLikeError, convert, detect, verify
-from glmlike.checkpoint import Plan, execute, fingerprint
+from glmlike.checkpoint import Plan, execute, fingerprint, verification
 from glmlike.checkpoint.journal import NAME as JOURNAL
 from glmlike.checkpoint.native import native_shapes
 from glmlike.checkpoint.verification import verify_written
@@ -51,9 +52,14 @@ def metadata(path: Path) -> dict[str, Any]:
 
 
 def tensor_hashes(path: Path) -> dict[str, str]:
-    """The sha256 of the bytes of every tensor of a file."""
+    """The XXH3-128 of the bytes of every tensor of a file."""
     raw = {name: tensor.view(torch.uint8).numpy().tobytes() for name, tensor in load_file(path).items()}
-    return {name: hashlib.sha256(content).hexdigest() for name, content in raw.items()}
+    return {name: xxhash.xxh3_128_hexdigest(content) for name, content in raw.items()}
+
+
+def sha256(path: Path) -> str:
+    """The sha256 of a file, as the Hub shows it."""
+    return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 # The plan.
@@ -167,20 +173,42 @@ def test_a_wrong_layout_is_seen_by_the_round_trip(
         convert(source, tmp_path / "out", to="glmlike")
 
 
+def test_moved_bytes_are_proved_by_their_places_and_the_source_is_not_read_again(
+    source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """q, k, v and gate, up are stretches of one tensor each; what was computed is compared byte by byte."""
+    compared: list[str] = []
+    require_same = verification._require_same
+
+    def noted(name: str, *arguments: Any) -> None:
+        compared.append(name)
+        require_same(name, *arguments)
+
+    monkeypatch.setattr(verification, "_require_same", noted)
+    convert(source, tmp_path / "glm", to="glm", max_shard_size="50KB")
+    convert(tmp_path / "glm", tmp_path / "back", to="chatglm")
+    assert compared == []
+    convert(source, tmp_path / "half", to="glm", dtype="bfloat16")
+    convert(tmp_path / "half", tmp_path / "float", to="glmlike", dtype="float32", verify="hash")
+    assert compared == []
+    transposed = as_bin(source, lambda tensors: tensors.update({QKV: tensors[QKV].t().contiguous().t()}))
+    convert(transposed, tmp_path / "from bin", to="glm")
+    assert compared == [QKV]
+
+
 # The record.
 
 
 def test_the_record_says_where_numbers_come_from_and_names_no_path(source: Path, tmp_path: Path) -> None:
-    convert(source, tmp_path / "out", to="glm", max_shard_size="50KB")
+    convert(source, tmp_path / "out", to="glm", max_shard_size="50KB", sha256=True)
     record = json.loads((tmp_path / "out" / "glmlike.json").read_text())
-    originals = tensor_hashes(source / "model.safetensors")
-    del originals["transformer.rotary_pos_emb.inv_freq"]  # declared to be dropped
-    assert record["source"]["tensors"] == {"model.safetensors": originals}
+    assert record["source"]["files"] == {"model.safetensors": sha256(source / "model.safetensors")}
     assert (record["source"]["name"], record["source"]["format"], record["format"]) == ("source", "chatglm", "glm")
     for path in (tmp_path / "out").glob("*.safetensors"):
         found = metadata(path)
         assert found["tensors"] == tensor_hashes(path) == record["tensors"][path.name]
-        assert found["source"]["sha256"] == record["source"]["sha256"]
+        assert found["tensor_hash"] == record["tensor_hash"] == "xxh3_128"
+        assert found["source"]["files"] == record["source"]["files"]
     assert not any(str(tmp_path).encode() in path.read_bytes() for path in (tmp_path / "out").iterdir())
 
 
@@ -192,6 +220,76 @@ def test_a_snapshot_of_the_hub_cache_is_named_by_its_id(source: Path, tmp_path: 
     convert(snapshot, tmp_path / "out", to="glm")
     found = metadata(tmp_path / "out" / "model.safetensors")["source"]
     assert (found["name"], found["revision"]) == ("THUDM/glm-4-9b", revision)
+
+
+def in_cache(source: Path, tmp_path: Path, digest: str) -> Path:
+    """A snapshot in the Hub's cache: a link to a blob named by its sha256, and on to one that repositories share."""
+    repository = tmp_path / "hub" / "models--a--b"
+    shared = tmp_path / "hub" / "blobs" / ("f" * 64)
+    snapshot = repository / "snapshots" / ("1" * 40)
+    for folder in (shared.parent, repository / "blobs", snapshot.parent):
+        folder.mkdir(parents=True)
+    source.rename(snapshot)
+    (snapshot / "model.safetensors").rename(shared)
+    (snapshot / "model.safetensors").symlink_to(f"../../blobs/{digest}")
+    (repository / "blobs" / digest).symlink_to(f"../../blobs/{shared.name}")
+    return snapshot
+
+
+def in_own_folder(source: Path, tmp_path: Path, digest: str) -> Path:
+    """What ``hf download --local-dir`` leaves beside a file."""
+    note = source / ".cache" / "huggingface" / "download" / "model.safetensors.metadata"
+    note.parent.mkdir(parents=True)
+    note.write_text(f"{'0' * 40}\n{digest}\n{time.time() + 1}\n")
+    return source
+
+
+@pytest.mark.parametrize("downloaded", [in_cache, in_own_folder])
+@pytest.mark.parametrize("mode", ["none", "roundtrip"])
+def test_what_the_hub_said_of_a_file_is_recorded_and_can_be_checked(
+    downloaded: Callable[..., Path], mode: Any, source: Path, tmp_path: Path
+) -> None:
+    digest = sha256(source / "model.safetensors")
+    folder = downloaded(source, tmp_path, digest)
+    said = []
+    for name, checked in (("a", False), ("b", True)):
+        convert(folder, tmp_path / name, to="glm", verify=mode, sha256=checked)
+        record = json.loads((tmp_path / name / "glmlike.json").read_text())
+        said.append({key: record["source"].get(key) for key in ("files", "published_files")})
+        assert metadata(tmp_path / name / "model.safetensors")["source"].items() <= record["source"].items()
+    known = {"model.safetensors": digest}
+    assert said == [{"files": None, "published_files": known}, {"files": known, "published_files": None}]
+
+
+@pytest.mark.parametrize("downloaded", [in_cache, in_own_folder])
+def test_a_file_that_is_not_what_the_hub_said_is_named(
+    downloaded: Callable[..., Path], source: Path, tmp_path: Path
+) -> None:
+    folder = downloaded(source, tmp_path, "0" * 64)
+    with pytest.raises(CheckpointError, match=r"model.safetensors: its sha256 is .*, but was 0{64} on the Hub"):
+        convert(folder, tmp_path / "out", to="glm", sha256=True)
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_file_written_after_its_download_is_not_the_hubs(source: Path, tmp_path: Path) -> None:
+    folder = in_own_folder(source, tmp_path, "0" * 64)
+    later = time.time() + 100
+    os.utime(folder / "model.safetensors", (later, later))
+    convert(folder, tmp_path / "out", to="glm", sha256=True)
+    convert(folder, tmp_path / "unhashed", to="glm")
+    assert "published_files" not in (tmp_path / "unhashed" / "glmlike.json").read_text()
+
+
+def test_a_resumed_run_takes_the_sums_of_files_from_the_journal(
+    source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    options: Any = {"to": "glm", "sha256": True, "workers": 1}
+    convert(source, tmp_path / "whole", **options)
+    with interrupted_after(30, KeyboardInterrupt()) as watch, pytest.raises(KeyboardInterrupt):
+        convert(source, tmp_path / "out", watch=watch, **options)
+    monkeypatch.setattr(execute, "_sha256_of", lambda *_: pytest.fail("hashed again"))
+    assert convert(source, tmp_path / "out", resume=True, **options).resumed
+    assert hashes(tmp_path / "out") == hashes(tmp_path / "whole")
 
 
 def test_converting_twice_says_so(source: Path, tmp_path: Path) -> None:
@@ -470,6 +568,7 @@ on_linux = pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="ne
 def test_the_whole_process_stays_below_its_bound(tmp_path: Path) -> None:
     """A model larger than the bound; nothing of torch is imported where bytes are moved."""
     source = write_big(tmp_path / "source", layers=60, sparse=True)
+    assert sum(path.stat().st_blocks * 512 for path in source.iterdir()) < 10e6
     found = peak(source, tmp_path / "out", "glm", max_memory="100MB", verify="hash")
     assert found["bytes"] > 200e6
     assert found["peak"] < 100e6

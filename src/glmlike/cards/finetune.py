@@ -249,7 +249,7 @@ def _recorded_source(record: Mapping[str, Any]) -> Iterator[str]:
         return
     if source.get("format"):
         yield f"Its files were in the layout `{source['format']}`; these are in `{record.get('format')}`."
-    files = source.get("files")
+    files = source.get("files") or source.get("published_files")
     if isinstance(files, Mapping) and files:
         shown = list(files.items())[:_FILES_SHOWN]
         yield table(["file of the base", "sha256"], [[f"`{bare(str(name))}`", f"`{digest}`"] for name, digest in shown])

@@ -16,8 +16,10 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from glmlike.checkpoint.containers import SafetensorsFile
 from glmlike.checkpoint.layouts import Shape
-from glmlike.checkpoint.shards import open_file, read_json, write_shards
+from glmlike.checkpoint.shards import open_file, read_json
+from glmlike.checkpoint.streams import Stream, in_memory, read_all, stretches
 from glmlike.errors import CheckpointError, ConfigError
 
 if TYPE_CHECKING:
@@ -25,6 +27,7 @@ if TYPE_CHECKING:
 
 CONFIG, WEIGHTS = "adapter_config.json", ("adapter_model.safetensors", "adapter_model.bin")
 _PREFIX = "base_model.model."
+_WRITTEN = 2**20  # bytes of a saved tensor in memory at a time
 _PART = re.compile(r"(.+)\.(lora_[AB]\.weight|lora_B\.bias|lora_embedding_[AB]|lora_magnitude_vector)(?:\.weight)?")
 
 # Fields that say how training starts or runs, or that do not matter to a decoder's linear and embedding layers.
@@ -101,6 +104,8 @@ def exact_alpha(factor: float, rank: int, rank_stabilized: bool) -> float | None
 class Adapter:
     """An adapter: what it adds to modules, and the tensors it ``saved`` whole, each by the names of some format.
 
+    The first are in memory, the others (embeddings, heads) are read when they are written.
+
     ``replaced`` are the names of saved tensors that belong to modules of ``modules_to_save``; the others are biases,
     or embeddings that PEFT saves because they are adapted or resized.
     """
@@ -108,18 +113,70 @@ class Adapter:
     folder: Path
     config: Mapping[str, Any]
     loras: Mapping[str, Lora]
-    saved: Mapping[str, Tensor] = field(default_factory=dict)
+    saved: Mapping[str, Stream] = field(default_factory=dict)
     replaced: Set[str] = frozenset()
 
-    def renamed(self, prefix: str) -> Adapter:
+
+@dataclass(frozen=True)
+class StoredLora:
+    """What an adapter adds to one module, unread: ``first`` and ``second`` are lora_A and lora_B as the file has them.
+
+    Of an embedding they are lora_embedding_A [r, vocabulary] and lora_embedding_B [hidden, r].
+    """
+
+    first: Stream
+    second: Stream
+    alpha: float
+    rank_stabilized: bool = False
+    embedding: bool = False
+    magnitude: Stream | None = None
+    bias: Stream | None = None
+
+    @property
+    def shape(self) -> Shape:
+        """The shape of the matrix it is added to."""
+        rows, columns = self.second.shape[0], self.first.shape[1]
+        return (columns, rows) if self.embedding else (rows, columns)
+
+    @property
+    def scaling(self) -> float:
+        """What the product is multiplied by, in PEFT's arithmetic."""
+        return scaling(self.alpha, self.first.shape[0], self.rank_stabilized)
+
+    @property
+    def numbers(self) -> int:
+        """How many numbers the two matrices have."""
+        return math.prod(self.first.shape) + math.prod(self.second.shape)
+
+    def load(self) -> Lora:
+        """The same in memory."""
+        first, second = read_all(self.first), read_all(self.second)
+        rows, shared = (first.T, second.T) if self.embedding else (second, first)
+        # A magnitude is a column in PEFT's first DoRA releases.
+        magnitude = None if self.magnitude is None else read_all(self.magnitude).flatten()
+        bias = None if self.bias is None else read_all(self.bias)
+        return Lora(rows, shared, self.alpha, self.rank_stabilized, self.embedding, magnitude, bias)
+
+
+@dataclass(frozen=True)
+class OpenAdapter:
+    """An :class:`Adapter` whose numbers are still in its file."""
+
+    folder: Path
+    config: Mapping[str, Any]
+    loras: Mapping[str, StoredLora]
+    saved: Mapping[str, Stream] = field(default_factory=dict)
+    replaced: Set[str] = frozenset()
+
+    def renamed(self, prefix: str) -> OpenAdapter:
         """The same adapter of modules that have ``prefix`` before their names."""
         loras = {prefix + name: lora for name, lora in self.loras.items()}
-        saved = {prefix + name: tensor for name, tensor in self.saved.items()}
+        saved = {prefix + name: stream for name, stream in self.saved.items()}
         return replace(self, loras=loras, saved=saved, replaced={prefix + name for name in self.replaced})
 
 
-def read_adapter(folder: Path) -> Adapter:
-    """A LoRA adapter from its folder, weights and config checked against each other; no code in it runs.
+def open_adapter(folder: Path) -> OpenAdapter:
+    """A LoRA adapter in its folder, weights and config checked against each other; no code in it runs.
 
     Raises:
         ConfigError: no LoRA adapter, or one with options that are not understood, or that change the base's weights.
@@ -130,23 +187,23 @@ def read_adapter(folder: Path) -> Adapter:
     _check_config(config, path)
     file = _weights(folder)
     checkpoint = open_file(file)
-    parts: dict[str, dict[str, Tensor]] = {}
-    saved: dict[str, Tensor] = {}
+    parts: dict[str, dict[str, Stream]] = {}
+    saved: dict[str, Stream] = {}
     for name in checkpoint.tensors:
         if not name.startswith(_PREFIX):
             raise CheckpointError(f"{file}: {name!r}: expected a name that begins with {_PREFIX!r}, as PEFT saves.")
         short = name.removeprefix(_PREFIX)
         if match := _PART.fullmatch(short):
-            parts.setdefault(match[1], {})[match[2]] = checkpoint.read(name)
+            parts.setdefault(match[1], {})[match[2]] = checkpoint.stream(name)
         elif "lora_" in short or "token_adapter" in short or "." not in short:
             raise CheckpointError(f"{file}: {name!r} is no part of LoRA that is known. Use PEFT itself with it.")
         else:
-            saved[short.replace(".base_layer.", ".")] = checkpoint.read(name)
+            saved[short.replace(".base_layer.", ".")] = checkpoint.stream(name)
     if not parts and not saved:
         raise CheckpointError(f"{file}: holds no tensor. Save the adapter again.")
     loras = {module: _lora(module, found, config, file) for module, found in parts.items()}
     replaced = {name for name in saved if _is_listed(name.rpartition(".")[0], config.get("modules_to_save") or ())}
-    return Adapter(folder, config, loras, saved, replaced)
+    return OpenAdapter(folder, config, loras, saved, replaced)
 
 
 def _weights(folder: Path) -> Path:
@@ -179,15 +236,15 @@ def _check_config(config: dict[str, Any], path: Path) -> None:
         )
 
 
-def _lora(module: str, found: dict[str, Tensor], config: Mapping[str, Any], file: Path) -> Lora:
+def _lora(module: str, found: dict[str, Stream], config: Mapping[str, Any], file: Path) -> StoredLora:
     embedding = "lora_embedding_A" in found
-    pair = ("lora_embedding_A", "lora_embedding_B") if embedding else ("lora_B.weight", "lora_A.weight")
-    if not found.keys() >= set(pair) or any(found[name].dim() != 2 for name in pair):
+    pair = ("lora_embedding_A", "lora_embedding_B") if embedding else ("lora_A.weight", "lora_B.weight")
+    if not found.keys() >= set(pair) or any(len(found[name].shape) != 2 for name in pair):
         raise CheckpointError(f"{file}: {module!r} has {', '.join(sorted(found))}; expected matrices {pair}.")
-    rows, shared = (found[name].T if embedding else found[name] for name in pair)
+    first, second = (found[name] for name in pair)
     rank = _of_module(config.get("rank_pattern"), module, config.get("r"))
     alpha = _of_module(config.get("alpha_pattern"), module, config.get("lora_alpha", 8))
-    if not rows.shape[1] == shared.shape[0] == rank:
+    if not first.shape[0] == second.shape[1] == rank:
         raise CheckpointError(
             f"{file}: {module!r} has matrices {[list(found[name].shape) for name in pair]}, but {CONFIG} gives it "
             f"rank {rank}. Weights and config are of different adapters."
@@ -199,8 +256,7 @@ def _lora(module: str, found: dict[str, Tensor], config: Mapping[str, Any], file
                 f"{file}: {CONFIG} has {option}={bool(config.get(option))}, but {module!r} has "
                 f"{', '.join(sorted(found))}. Weights and config are of different adapters."
             )
-    magnitude = None if magnitude is None else magnitude.flatten()  # a column in PEFT's first DoRA releases
-    return Lora(rows, shared, alpha, bool(config.get("use_rslora")), embedding, magnitude, bias)
+    return StoredLora(first, second, alpha, bool(config.get("use_rslora")), embedding, magnitude, bias)
 
 
 def _of_module(pattern: Mapping[str, Any] | None, module: str, default: Any) -> Any:
@@ -215,29 +271,44 @@ def _is_listed(module: str, names: Collection[str]) -> bool:
 
 def write_adapter(folder: Path, adapter: Adapter, modules: Collection[str]) -> None:
     """Write ``adapter`` to ``folder`` as PEFT does; ``modules`` are all modules of the model, by its format's names."""
-    tensors = list(_tensors(adapter))
-    write_shards(folder, iter(tensors), sum(tensor.nbytes for _, tensor in tensors) + 1)
-    (folder / "model.safetensors").rename(folder / WEIGHTS[0])
+    streams = dict(_streams(adapter))
+    tensors = [(name, stream.dtype, stream.shape) for name, stream in streams.items()]
+    container = SafetensorsFile(WEIGHTS[0], tensors, lambda sums: {"format": "pt"})
+    with (folder / WEIGHTS[0]).open("wb") as file:
+        for offset, content in container.frame({}):
+            file.seek(offset)
+            file.write(content)
+        for name, stream in streams.items():
+            file.seek(container.at[name])
+            for start, stop in stretches(stream, _WRITTEN):
+                view = memoryview(bytearray(stop - start))
+                stream.read_into(view, start)
+                file.write(view)
     text = json.dumps(described(adapter, modules), indent=2, sort_keys=True) + "\n"
     (folder / CONFIG).write_text(text, encoding="utf8")
 
 
-def _tensors(adapter: Adapter) -> Iterator[tuple[str, Tensor]]:
+def _streams(adapter: Adapter) -> Iterator[tuple[str, Stream]]:
     for module, lora in sorted(adapter.loras.items()):
-        before = f"{_PREFIX}{module}."
-        if lora.embedding:
-            yield before + "lora_embedding_A", lora.rows.T
-            yield before + "lora_embedding_B", lora.shared.T
-        else:
-            yield before + "lora_A.weight", lora.shared
-            yield before + "lora_B.weight", lora.rows
-        if lora.bias is not None:
-            yield before + "lora_B.bias", lora.bias
-        if lora.magnitude is not None:
-            yield before + "lora_magnitude_vector", lora.magnitude
-    for name, tensor in sorted(adapter.saved.items()):
+        for kind, tensor in _parts(lora):
+            yield f"{_PREFIX}{module}.{kind}", in_memory(tensor)
+    for name, stream in sorted(adapter.saved.items()):
         module, _, kind = name.rpartition(".")
-        yield f"{_PREFIX}{module}.base_layer.{kind}" if module in adapter.loras else _PREFIX + name, tensor
+        yield f"{_PREFIX}{module}.base_layer.{kind}" if module in adapter.loras else _PREFIX + name, stream
+
+
+def _parts(lora: Lora) -> Iterator[tuple[str, Tensor]]:
+    """What a file holds of one module."""
+    if lora.embedding:
+        yield "lora_embedding_A", lora.rows.T
+        yield "lora_embedding_B", lora.shared.T
+    else:
+        yield "lora_A.weight", lora.shared
+        yield "lora_B.weight", lora.rows
+    if lora.bias is not None:
+        yield "lora_B.bias", lora.bias
+    if lora.magnitude is not None:
+        yield "lora_magnitude_vector", lora.magnitude
 
 
 def described(adapter: Adapter, modules: Collection[str]) -> dict[str, Any]:

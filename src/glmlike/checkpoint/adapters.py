@@ -9,18 +9,31 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence, Set
 from dataclasses import dataclass, replace
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from glmlike.checkpoint.adapter_files import CONFIG, Adapter, Lora, module_names, read_adapter, write_adapter
+from glmlike.checkpoint.adapter_files import (
+    CONFIG,
+    Adapter,
+    Lora,
+    OpenAdapter,
+    StoredLora,
+    module_names,
+    open_adapter,
+    write_adapter,
+)
+from glmlike.checkpoint.destination import fresh_folder
 from glmlike.checkpoint.formats import FormatTable, table_of
+from glmlike.checkpoint.headers import TORCH_NAMES
 from glmlike.checkpoint.layouts import Layout, Same, same_bits
 from glmlike.checkpoint.native import native_shapes
 from glmlike.checkpoint.rules import Rule
-from glmlike.checkpoint.shards import read_json, whole_folder
+from glmlike.checkpoint.shards import read_json
+from glmlike.checkpoint.streams import Stream, digest, in_memory
+from glmlike.checkpoint.through_layouts import to_foreign_streams, to_native_streams
 from glmlike.errors import CannotExpressError, CheckpointError, ConfigError
 from glmlike.hub_json import FORMATS, Format, Generation, cannot_express, dropped_rows, read_spec
 from glmlike.hub_json import detect as detect_config
@@ -32,6 +45,7 @@ if TYPE_CHECKING:
 # Heads of transformers' own classes, on top of the decoder: their names are the same in all formats that have them.
 _HEADS = ("score.weight", "score.bias", "qa_outputs.weight", "qa_outputs.bias")
 _MODEL_FILES = ("model.safetensors", "pytorch_model.bin")
+_READ = 2**20
 _WITH_HEADS = ("glmlike", "glm", "glm4", "llama", "qwen2")
 
 
@@ -79,17 +93,17 @@ class Names:
         """Every module that holds a tensor."""
         return {name.rpartition(".")[0] for name in self.shapes}
 
-    def knows(self, adapter: Adapter) -> bool:
+    def knows(self, adapter: OpenAdapter) -> bool:
         """Whether every module of the adapter is one of these."""
         return self.first_unknown(adapter) is None
 
-    def first_unknown(self, adapter: Adapter) -> str | None:
+    def first_unknown(self, adapter: OpenAdapter) -> str | None:
         """The first name of the adapter that is not one of these."""
         known = {*self.shapes, *(_HEADS if self.table.name in _WITH_HEADS else ())}
         needed = [*(f"{module}.weight" for module in adapter.loras), *adapter.saved]
         return next((name for name in sorted(needed) if name not in known), None)
 
-    def resized(self, adapter: Adapter) -> Names:
+    def resized(self, adapter: OpenAdapter) -> Names:
         """These names for the vocabulary that the adapter's embedding or head has (tokens may have been added)."""
         shapes = self.shapes
         for step in self.steps:
@@ -101,7 +115,7 @@ class Names:
                     return replace(self, spec=self.spec.replace(vocab_size=rows))
         return self
 
-    def require_shapes(self, adapter: Adapter) -> None:
+    def require_shapes(self, adapter: OpenAdapter) -> None:
         """The adapter's matrices fit. Raises CheckpointError with the first that does not and both shapes."""
         shapes = self.shapes
         for module, lora in adapter.loras.items():
@@ -109,13 +123,13 @@ class Names:
             across = lora.shape[1] if lora.embedding else lora.shape[0]
             for what, part in (("magnitudes", lora.magnitude), ("bias", lora.bias)):
                 if part is not None:
-                    _require_shape(adapter, f"{module} ({what})", tuple(part.shape), (across,))
+                    _require_shape(adapter, f"{module} ({what})", (math.prod(part.shape),), (across,))
         for name, tensor in adapter.saved.items():
             if name in shapes:
                 _require_shape(adapter, name, tuple(tensor.shape), shapes[name])
 
 
-def _require_shape(adapter: Adapter, what: str, found: tuple[int, ...], expected: tuple[int, ...]) -> None:
+def _require_shape(adapter: OpenAdapter, what: str, found: tuple[int, ...], expected: tuple[int, ...]) -> None:
     if found != expected:
         raise CheckpointError(
             f"{adapter.folder}: {what!r} is for a matrix {list(found)}, but the base has {list(expected)} there. The "
@@ -123,7 +137,9 @@ def _require_shape(adapter: Adapter, what: str, found: tuple[int, ...], expected
         )
 
 
-def find_names(adapter: Adapter, spec: DecoderSpec, first: Format, rows_dropped: int = 0) -> tuple[Adapter, Names]:
+def find_names(
+    adapter: OpenAdapter, spec: DecoderSpec, first: Format, rows_dropped: int = 0
+) -> tuple[OpenAdapter, Names]:
     """The adapter under full names, and the names of the format whose modules it adapts; ``first`` is tried first.
 
     Raises:
@@ -145,24 +161,53 @@ def find_names(adapter: Adapter, spec: DecoderSpec, first: Format, rows_dropped:
     )
 
 
-def to_native(adapter: Adapter, names: Names) -> Adapter:
-    """The adapter on native modules."""
-    loras: dict[str, Lora] = {}
-    saved = {name: tensor for name, tensor in adapter.saved.items() if name in _HEADS}
+@dataclass(frozen=True)
+class NativePart:
+    """What an adapter adds to one native module, unread: the part ``at`` of what it adds to a module of ``layout``."""
+
+    whole: StoredLora
+    layout: Layout
+    at: int = 0
+
+    def load(self) -> Lora | None:
+        """The part in memory; None where the adapter adds nothing to it (:func:`split`)."""
+        return split(self.whole.load(), self.layout)[self.at]
+
+
+@dataclass(frozen=True)
+class NativeAdapter:
+    """An adapter by native names, its numbers still in its file."""
+
+    folder: Path
+    loras: Mapping[str, NativePart]
+    saved: Mapping[str, Stream]
+    replaced: Set[str]
+
+
+def in_native_names(adapter: OpenAdapter, names: Names) -> NativeAdapter:
+    """The adapter on native modules, unread."""
+    loras: dict[str, NativePart] = {}
+    saved = {name: stream for name, stream in adapter.saved.items() if name in _HEADS}
     replaced = {name for name in adapter.replaced if name in _HEADS}
+    shapes = native_shapes(names.untied)
     for step in names.steps:
         (foreign,) = step.foreign
         module, _, kind = foreign.rpartition(".")
         if kind == "weight" and module in adapter.loras:
-            loras |= _named(step.native, split(adapter.loras[module], step.layout))
+            for at, name in enumerate(step.native):
+                loras[name.removesuffix(".weight")] = NativePart(adapter.loras[module], step.layout, at)
         if foreign in adapter.saved:
-            saved |= dict(zip(step.native, step.layout.to_native([adapter.saved[foreign]]), strict=True))
+            made = to_native_streams(step.layout, [adapter.saved[foreign]], [shapes[name] for name in step.native])
+            saved |= dict(zip(step.native, made, strict=True))
             replaced |= set(step.native) if foreign in adapter.replaced else set()
-    return replace(adapter, loras=loras, saved=saved, replaced=replaced)
+    return NativeAdapter(adapter.folder, loras, saved, replaced)
 
 
-def _named(weights: Sequence[str], parts: Sequence[Lora | None]) -> Iterator[tuple[str, Lora]]:
-    return ((w.removesuffix(".weight"), part) for w, part in zip(weights, parts, strict=True) if part is not None)
+def to_native(adapter: OpenAdapter, names: Names) -> Adapter:
+    """The adapter on native modules, its low-rank matrices in memory."""
+    unread = in_native_names(adapter, names)
+    loras = {module: lora for module, part in unread.loras.items() if (lora := part.load()) is not None}
+    return Adapter(adapter.folder, adapter.config, loras, unread.saved, unread.replaced)
 
 
 def to_foreign(adapter: Adapter, names: Names) -> Adapter:
@@ -195,7 +240,7 @@ def to_foreign(adapter: Adapter, names: Names) -> Adapter:
                 f"which the adapter saves only {', '.join(present)}. Merge the adapter, or save all of them."
             )
         if present:
-            (saved[foreign],) = step.layout.to_foreign([adapter.saved[name] for name in step.native])
+            (saved[foreign],) = to_foreign_streams(step.layout, [adapter.saved[name] for name in step.native])
             replaced |= {foreign} if present[0] in adapter.replaced else set()
     left = sorted({*(f"{module}.weight" for module in adapter.loras), *adapter.saved} - used)
     if left:
@@ -330,7 +375,7 @@ def convert_adapter(
     _refuse_prefix_folder(source)
     if read_json(source / CONFIG).get("peft_type") == "PREFIX_TUNING":
         return _convert_prefix(source, Path(dst), to, base, generation)
-    read = read_adapter(source)
+    read = open_adapter(source)
     config, path = _base_config(source, read.config, base)
     spec = read_spec(config, path, generation=generation)
     adapter, names = find_names(read, spec, detect_config(config, path), dropped_rows(config))
@@ -342,7 +387,7 @@ def convert_adapter(
     written = native if to == "glmlike" else to_foreign(native, target)
     if base_name is not None:
         written = replace(written, config={**written.config, "base_model_name_or_path": base_name})
-    with whole_folder(Path(dst), source) as partial:
+    with fresh_folder(Path(dst), source) as partial:
         write_adapter(partial, written, target.modules)
     return AdapterReport(
         source=source,
@@ -395,8 +440,8 @@ def write_native(folder: Path, spec: DecoderSpec, target: Path) -> bool:
     native = Names(table_of("glmlike"), spec)
     if read_json(folder / CONFIG).get("peft_type") != "LORA" or _needs_no_translation(folder, native):
         return False
-    adapter, names = find_names(read_adapter(folder), spec, "glmlike")
-    with whole_folder(target, folder) as partial:
+    adapter, names = find_names(open_adapter(folder), spec, "glmlike")
+    with fresh_folder(target, folder) as partial:
         write_adapter(partial, to_native(adapter, names), native.modules)
     return True
 
@@ -408,21 +453,27 @@ def _needs_no_translation(folder: Path, native: Names) -> bool:
     return module_names(folder).isdisjoint(foreign - native.modules)
 
 
-def fingerprint(native: Adapter) -> str:
-    """The sha256 of a native adapter: of its numbers and scalings, whatever format it was in."""
-    import torch
+def fingerprint(native: NativeAdapter) -> tuple[str, NativeAdapter]:
+    """The sha256 of an adapter, of its numbers and scalings whatever format it was in; and the adapter without the
+    modules to which it adds nothing. One module at a time is in memory.
+    """
+    hasher, buffer = hashlib.sha256(), memoryview(bytearray(_READ))
 
-    digest = hashlib.sha256()
+    def add(name: str, stream: Stream) -> None:
+        hasher.update(f"{name} torch.{TORCH_NAMES[stream.dtype]} {tuple(stream.shape)}".encode())
+        digest(stream, hasher, buffer)
 
-    def add(name: str, tensor: Tensor | None) -> None:
-        if tensor is not None:
-            digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-            digest.update(tensor.contiguous().reshape(-1).view(torch.uint8).numpy().data)
-
-    for module, lora in sorted(native.loras.items()):
-        digest.update(f"{module} {lora.scaling!r} {lora.embedding}".encode())
+    used = {}
+    for module, part in sorted(native.loras.items()):
+        lora = part.load()
+        if lora is None:
+            continue
+        used[module] = part
+        hasher.update(f"{module} {lora.scaling!r} {lora.embedding}".encode())
         for kind in ("rows", "shared", "magnitude", "bias"):
-            add(kind, getattr(lora, kind))
-    for name, tensor in sorted(native.saved.items()):
-        add(name, tensor)
-    return digest.hexdigest()
+            tensor = getattr(lora, kind)
+            if tensor is not None:
+                add(kind, in_memory(tensor))
+    for name, stream in sorted(native.saved.items()):
+        add(name, stream)
+    return hasher.hexdigest(), replace(native, loras=used)

@@ -27,9 +27,9 @@ Tensors = Sequence[tuple[str, str, Shape]]
 
 @dataclass(frozen=True)
 class Sums:
-    """What is known of a tensor's bytes once they are written."""
+    """What is known of a tensor's bytes once they are written: their :data:`~.checksums.TENSOR_HASH` and CRC-32."""
 
-    sha256: str = "0" * 64
+    hash: str = "0" * 32
     crc32: int = 0
 
 

@@ -25,7 +25,7 @@ from glmlike.checkpoint.detection import (
     require_equal_copies,
     to_native,
 )
-from glmlike.checkpoint.execute import Crew, Progress, carry_out, source_parts
+from glmlike.checkpoint.execute import Crew, Progress, carry_out, source_bytes
 from glmlike.checkpoint.formats import TABLES
 from glmlike.checkpoint.given import require_divisible
 from glmlike.checkpoint.headers import TORCH_NAMES
@@ -85,6 +85,7 @@ def convert(
     max_memory: str | int | None = ...,
     workers: int | None = ...,
     verify: Verify | None = ...,
+    sha256: bool = ...,
     resume: bool = ...,
     watch: Watch | None = ...,
     dry_run: Literal[False] = ...,
@@ -105,6 +106,7 @@ def convert(
     max_memory: str | int | None = ...,
     workers: int | None = ...,
     verify: Verify | None = ...,
+    sha256: bool = ...,
     resume: bool = ...,
     watch: Watch | None = ...,
     dry_run: Literal[True],
@@ -124,6 +126,7 @@ def convert(
     max_memory: str | int | None = None,
     workers: int | None = None,
     verify: Verify | None = None,
+    sha256: bool = False,
     resume: bool = False,
     watch: Watch | None = None,
     dry_run: bool = False,
@@ -149,15 +152,22 @@ def convert(
 
     ``dst`` appears whole or not at all. An error leaves nothing; Ctrl-C and SIGTERM leave a hidden sibling of ``dst``
     from which ``resume=True`` goes on: tensors that the journal says are done are taken if their hashes agree.
-    ``verify`` says how the result is read back before it appears: "roundtrip" makes every tensor of ``src`` again from
-    it and compares all bits (the default where nothing is rounded or dropped), "hash" reads every tensor back (the
-    default elsewhere); "none" neither reads back nor hashes: the kernel moves the bytes, the records have no hashes,
-    and an interrupted run leaves nothing to resume. ``watch`` is told of progress. ``dry_run=True`` returns the plan,
-    writes nothing, and puts what is missing or unknown into the plan instead of raising.
+    ``verify`` says what is proved before it appears. "roundtrip", the default where nothing is rounded or dropped:
+    the files, opened anew, give every tensor of ``src`` again, bit for bit (tensors that were moved whole are compared
+    by XXH3-128 hashes, others byte by byte). "hash", the default elsewhere: every tensor reads back as it was computed.
+    Both put the hashes of tensors into the records. Bytes come back from where the system keeps them, mostly its
+    memory: that the disk holds them is what the system says when everything is synced, last. "none" neither reads back
+    nor hashes: the kernel moves the bytes, the records have no hashes, and an interrupted run leaves nothing to resume.
+
+    ``sha256=True`` also hashes the files of weights of ``src`` as the Hub does: the records have the sums, and where
+    the Hub's client noted what they were on the Hub, they must be those. Without it the records have the noted ones,
+    as ``published_files``. ``watch`` is told of progress. ``dry_run=True`` returns the plan, writes nothing, and puts
+    what is missing or unknown into the plan instead of raising.
 
     Raises:
         ConfigError, CheckpointError: ``src`` cannot be read as what it says it is; ``dst`` is taken or its disk too
-            small; a number does not fit ``dtype``; what was interrupted was another conversion.
+            small; a number does not fit ``dtype``; a file is not what it was on the Hub; what was interrupted was
+            another conversion.
         CannotExpressError: ``to`` has no way to say this decoder.
         GlmLikeError: ``to``, a size or ``tensor_parallel`` is not one, or is of the other kind of files.
     """
@@ -168,6 +178,7 @@ def convert(
             max_memory=max_memory,
             workers=workers,
             verify=verify,
+            sha256=sha256 or None,
             resume=resume or None,
             dry_run=dry_run or None,
         )
@@ -199,12 +210,13 @@ def convert(
         max_memory=memory,
         workers=workers,
         verify=verify,
+        sha256=sha256,
     )
     if dry_run:
         return plan
     require_new(plan)
     require_equal_copies(source)
-    resumed = _carry_out(plan, resume, watch)
+    resumed = run_plan(plan, resume, watch)
     return ConversionReport(
         source=source.folder,
         destination=plan.destination,
@@ -242,10 +254,10 @@ def _plan_with_torch(*arguments: Any, **options: Any) -> Plan:
     return make_plan(*arguments, **options)
 
 
-def _carry_out(plan: Plan, resume: bool, watch: Watch | None) -> int:
+def run_plan(plan: Plan, resume: bool, watch: Watch | None) -> int:
     """Write, verify and move into place; the number of tensors that an earlier run had written."""
     before = provenance.earlier_record(plan.source)
-    total = plan.bytes if plan.verify == "none" else 2 * plan.bytes + sum(source_parts(plan)[1].values())
+    total = plan.bytes if plan.verify == "none" else 2 * plan.bytes + source_bytes(plan)
     with partial_folder(plan, resume=resume) as (folder, journal), (watch or _unwatched)(total) as progress:
         written = carry_out(plan, folder, journal, Crew(plan.memory.workers, progress))
         text = json.dumps(plan.config, indent=2) + "\n"
@@ -264,9 +276,9 @@ def _record(plan: Plan, sums: Mapping[tuple[str, str], Sums], before: dict[str, 
     origin = provenance.origin_of(plan.source)
     tensors: dict[str, dict[str, str]] = {file: {} for file in plan.files}
     for (file, name), found in sums.items():
-        tensors[file][name] = found.sha256
-    hashes = plan.source_hashes if plan.verify != "none" else None
-    return provenance.record(origin, plan.source_format, plan.target_format, plan.identity, hashes, tensors, before)
+        tensors[file][name] = found.hash
+    ends = (plan.source_format, plan.target_format)
+    return provenance.record(origin, *ends, plan.identity, plan.source_files, tensors, before, plan.merged)
 
 
 def _require_no_others(**options: Any) -> None:

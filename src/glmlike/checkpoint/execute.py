@@ -2,6 +2,8 @@
 
 Every file has its final size before a byte of it is written, and every tensor its place, so tensors are written in any
 order, by any thread, and a hole in a source stays one. A tensor that is done is noted in the journal with its hash.
+If their sha256 are asked for, files of the source are read from end to end beside that, while the system still has
+their bytes.
 """
 
 from __future__ import annotations
@@ -17,15 +19,14 @@ from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 
+from glmlike.checkpoint import provenance
 from glmlike.checkpoint.byte_files import ByteFile
+from glmlike.checkpoint.checksums import tensor_hasher
 from glmlike.checkpoint.containers import Container, Sums
 from glmlike.checkpoint.journal import Journal
-from glmlike.checkpoint.plan import Plan, Step, index_of, leaves
-from glmlike.checkpoint.streams import Columns, SideBySide, Stored, Stream, size_of, stored_runs, stretches
+from glmlike.checkpoint.plan import Plan, Step, file_names, index_of, leaves
+from glmlike.checkpoint.streams import Columns, SideBySide, Stored, Stream, stored_runs, stretches
 from glmlike.errors import CheckpointError
-
-Part = tuple[Path, str]
-"""What one file of a source holds under a name."""
 
 Progress = Callable[[int], None]
 """Called with the number of bytes that were dealt with since the last call; from any thread, one at a time."""
@@ -83,7 +84,8 @@ def carry_out(plan: Plan, folder: Path, journal: Journal, crew: Crew) -> Written
     """Write every file of weights of ``plan`` into ``folder``, but for what the journal and the files agree is done.
 
     Raises:
-        CheckpointError: the source contradicts itself or changed while it was read; a cast overflows.
+        CheckpointError: the source contradicts itself or changed while it was read; a cast overflows; a file has not
+            the sha256 that the Hub said.
         OSError: the disk is full or fails.
     """
     targets = {container.path: _prepare(folder, container) for container in plan.containers}
@@ -103,63 +105,41 @@ def carry_out(plan: Plan, folder: Path, journal: Journal, crew: Crew) -> Written
             return
         journal.tensor_done(step.file, step.name, _write(step, target, at, plan, crew, fresh=known is None))
 
-    def hash_source(part: Part) -> None:
-        file, name = _named(part, plan)
-        if (file, name) not in journal.sources:
-            stream = plan.found.checkpoint.stored(*part)
-            journal.source_done(file, name, sums_of(stream, plan, crew).sha256)
+    def hash_source(file: str) -> None:
+        if file not in journal.sources:
+            found, expected = _sha256_of(sources[file], plan, crew), said.get(file)
+            if expected not in (None, found):
+                raise CheckpointError(
+                    f"{sources[file]}: its sha256 is {found}, but was {expected} on the Hub. Download it again; or, if "
+                    "you changed it yourself, copy the folder without the notes of the download (.cache)."
+                )
+            journal.source_done(file, found)
 
-    moved, others = source_parts(plan)
-    crew.run(_tasks(plan, others, do, hash_source))
-    if plan.verify != "none":
-        hashes = {_named(part, plan): journal.tensors[step.file, step.name].sha256 for part, step in moved.items()}
-        plan.source_hashes.update(hashes | {_named(part, plan): journal.sources[_named(part, plan)] for part in others})
+    sources = file_names(plan.found)
+    said = provenance.published(plan.source, sources)
+    crew.run(_tasks(plan, do, hash_source))
+    if plan.source_files.computed:
+        plan.source_files.hashes.update(journal.sources)
     _frame(plan, folder, targets, journal)
     return Written(dict(journal.tensors), len(resumed))
 
 
-def source_parts(plan: Plan) -> tuple[dict[Part, Step], dict[Part, int]]:
-    """What the files of the source hold of its tensors: what some step moves whole, with the step, and the others.
+def source_bytes(plan: Plan) -> int:
+    """The size of the source's files of weights that are hashed."""
+    return sum(path.stat().st_size for path in plan.found.checkpoint.files if plan.source_files.computed)
 
-    The first have the hash of what is written, and need none of their own; of the others the size is said.
-    """
-    steps = {_place(step.stream): step for step in plan.steps if isinstance(step.stream, Stored)}
+
+def _tasks(plan: Plan, do: Callable[[Step], None], hash_source: Callable[[str], None]) -> Iterator[Callable[[], None]]:
+    """Every step; a file of the source is hashed by one worker while others do the steps that read it."""
     checkpoint = plan.found.checkpoint
-    names = [name for name in checkpoint.tensors if name not in plan.dropped]
-    parts = dict.fromkeys(part for name in names for part in checkpoint.parts(name))
-    moved: dict[Part, Step] = {}
-    others: dict[Part, int] = {}
-    for part in parts:
-        stream = checkpoint.stored(*part)
-        step = steps.get(_place(stream)) if isinstance(stream, Stored) else None
-        if step is not None:
-            moved[part] = step
-        else:
-            others[part] = size_of(stream)
-    return moved, others
-
-
-def _place(stream: Stored) -> tuple[Path, int, int]:
-    return stream.file.path, stream.offset, size_of(stream)
-
-
-def _named(part: Part, plan: Plan) -> tuple[str, str]:
-    return part[0].relative_to(plan.source).as_posix(), part[1]
-
-
-def _tasks(
-    plan: Plan, others: Iterable[Part], do: Callable[[Step], None], hash_source: Callable[[Part], None]
-) -> Iterator[Callable[[], None]]:
-    """What of the source needs a hash of its own is hashed beside the step that reads it, from the system's memory."""
-    left = dict.fromkeys(others) if plan.verify != "none" else {}
+    left = {path: file for file, path in file_names(plan.found).items()} if plan.source_files.computed else {}
     for step in plan.steps:
+        for path, _ in (part for name in step.sources for part in checkpoint.parts(name)):
+            if path in left:
+                yield partial(hash_source, left.pop(path))
         yield partial(do, step)
-        for part in (part for name in step.sources for part in plan.found.checkpoint.parts(name)):
-            if part in left:
-                del left[part]
-                yield partial(hash_source, part)
-    for part in left:
-        yield partial(hash_source, part)
+    for file in left.values():
+        yield partial(hash_source, file)
 
 
 def _prepare(folder: Path, container: Container) -> ByteFile:
@@ -216,7 +196,30 @@ def sums_of(stream: Stream, plan: Plan, crew: Crew) -> Sums:
 
 
 def _read(stream: Stream, size: int, crew: Crew, use: Callable[[memoryview, int, bool], None], with_crc: bool) -> Sums:
-    sha256, crc32 = hashlib.sha256(), 0
+    hasher, crc32 = tensor_hasher(), 0
+    for view, start, hole in _views(stream, size):
+        hasher.update(view)
+        crc32 = zlib.crc32(view, crc32) if with_crc else 0
+        use(view, start, hole)
+        crew.advance(len(view))
+    return Sums(hasher.hexdigest(), crc32)
+
+
+def _sha256_of(path: Path, plan: Plan, crew: Crew) -> str:
+    """The sha256 of a file of the source."""
+    sha256 = hashlib.sha256()
+    whole = Stored(ByteFile(path), 0, "U8", (path.stat().st_size,))
+    for view, _, _ in _views(whole, plan.memory.chunk(whole)):
+        sha256.update(view)
+        crew.advance(len(view))
+    return sha256.hexdigest()
+
+
+def _views(stream: Stream, size: int) -> Iterator[tuple[memoryview, int, bool]]:
+    """A stream in stretches of ``size`` bytes: the bytes, where they begin, and whether they are a hole's.
+
+    All are in one buffer: a stretch is gone when the next is asked for.
+    """
     buffer = memoryview(bytearray())
     for start, stop in stretches(stream, size):
         if len(buffer) < stop - start:
@@ -227,11 +230,7 @@ def _read(stream: Stream, size: int, crew: Crew, use: Callable[[memoryview, int,
             view = memoryview(bytes(stop - start))
         else:
             stream.read_into(view, start)
-        sha256.update(view)
-        crc32 = zlib.crc32(view, crc32) if with_crc else 0
-        use(view, start, hole)
-        crew.advance(stop - start)
-    return Sums(sha256.hexdigest(), crc32)
+        yield view, start, hole
 
 
 def _frame(plan: Plan, folder: Path, targets: dict[str, ByteFile], journal: Journal) -> None:

@@ -29,7 +29,7 @@ class Journal:
         self._path = folder / NAME
         self._lock = threading.Lock()
         self.tensors: dict[tuple[str, str], Sums] = {}
-        self.sources: dict[tuple[str, str], str] = {}
+        self.sources: dict[str, str] = {}
         lines = self._read()
         if lines and lines[0].get("plan") != plan:
             raise CheckpointError(
@@ -60,9 +60,9 @@ class Journal:
 
     def _take(self, line: dict[str, Any]) -> None:
         if "source" in line:
-            self.sources[str(line["source"]), str(line["name"])] = str(line["sha256"])
+            self.sources[str(line["source"])] = str(line["sha256"])
         elif "tensor" in line:
-            self.tensors[str(line["file"]), str(line["tensor"])] = Sums(str(line["sha256"]), int(line["crc32"]))
+            self.tensors[str(line["file"]), str(line["tensor"])] = Sums(str(line["hash"]), int(line["crc32"]))
 
     def _append(self, line: dict[str, Any]) -> None:
         with self._lock:
@@ -72,12 +72,12 @@ class Journal:
     def tensor_done(self, file: str, name: str, sums: Sums) -> None:
         """A tensor's bytes are in their place in ``file``."""
         self.tensors[file, name] = sums
-        self._append({"file": file, "tensor": name, "sha256": sums.sha256, "crc32": sums.crc32})
+        self._append({"file": file, "tensor": name, "hash": sums.hash, "crc32": sums.crc32})
 
-    def source_done(self, file: str, name: str, sha256: str) -> None:
-        """A tensor of a source file was hashed."""
-        self.sources[file, name] = sha256
-        self._append({"source": file, "name": name, "sha256": sha256})
+    def source_done(self, file: str, sha256: str) -> None:
+        """A source file was hashed."""
+        self.sources[file] = sha256
+        self._append({"source": file, "sha256": sha256})
 
     def close(self, *, remove: bool) -> None:
         """End the journal; ``remove`` it when the folder is whole."""

@@ -1,47 +1,46 @@
-"""LoRA adapters into the weights of their base, one tensor at a time: the model is never in memory as a whole.
+"""LoRA adapters into the weights of their base, a stretch at a time: a plan like a conversion's, whose numbers change.
 
-The numbers are those of PEFT's ``merge_and_unload`` on a model that PEFT loaded the adapter onto with its defaults:
-the change is computed in float32 (PEFT loads half-precision adapters as float32), added in float32, and rounded once
-to the dtype of the base (peft/tuners/lora/layer.py ``merge``, dora.py ``get_weight_norm``).
+Neither the model, nor a tensor, nor the adapter is in memory as a whole; :mod:`glmlike.checkpoint.merged` says what
+the numbers are.
 """
 
 from __future__ import annotations
 
-import hashlib
-import json
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any, Literal, overload
 
 from glmlike.checkpoint import provenance
-from glmlike.checkpoint.adapter_files import Adapter, Lora, read_adapter
-from glmlike.checkpoint.adapters import find_names, fingerprint, to_native
-from glmlike.checkpoint.companions import carried, copy_companions, undefaulted_tokens
-from glmlike.checkpoint.destination import fresh_folder
-from glmlike.checkpoint.detection import Detection, detect
-from glmlike.checkpoint.detection import to_native as read_native
+from glmlike.checkpoint.adapter_files import open_adapter
+from glmlike.checkpoint.adapters import NativeAdapter, find_names, fingerprint, in_native_names
+from glmlike.checkpoint.companions import carried, undefaulted_tokens
+from glmlike.checkpoint.convert import Watch, run_plan
+from glmlike.checkpoint.destination import require_apart, require_new
+from glmlike.checkpoint.detection import Detection, detect, native_streams, require_equal_copies
 from glmlike.checkpoint.formats import TABLES
+from glmlike.checkpoint.merged import Merged, Shifted
 from glmlike.checkpoint.native import native_shapes
-from glmlike.checkpoint.rules import by_native
-from glmlike.checkpoint.shards import open_checkpoint, parse_size, write_shards
-from glmlike.checkpoint.streams import digest, in_memory
+from glmlike.checkpoint.plan import Change, Plan, Verify, make_plan
+from glmlike.checkpoint.shards import parse_size
+from glmlike.checkpoint.streams import FLOATS, Cast, Stream, first_difference
 from glmlike.errors import CannotExpressError, CheckpointError, ConfigError
 from glmlike.hub_json import FORMATS, Format, Generation, cannot_express, dropped_rows, write_config
 from glmlike.spec import DecoderSpec
 
-if TYPE_CHECKING:
-    from torch import Tensor
-
 _EMBEDDING, _HEAD = "model.embed_tokens", "lm_head"
-_READ = 2**20
-_BLOCK = 1 << 24  # numbers of a matrix that are float32 at a time
+_COMPARED = 2**20  # bytes of two tensors in memory at a time
 
 
 @dataclass(frozen=True)
 class MergeReport:
-    """What a merge did: the ends, how many tensors are of the adapters, and the sha256 of each adapter's numbers."""
+    """What a merge did: the ends, how many tensors the adapters changed, and the sha256 of each adapter's numbers.
+
+    ``tensors`` and ``bytes`` are those written, ``resumed`` the tensors that an interrupted run had written; ``verify``
+    says how the result was read back.
+    """
 
     base: Path
     adapters: tuple[Path, ...]
@@ -53,83 +52,72 @@ class MergeReport:
     adapters_sha256: tuple[str, ...]
     notes: tuple[str, ...]
     seconds: float
+    bytes: int = 0
+    resumed: int = 0
+    verify: Verify = "hash"
 
 
-@dataclass
-class _Merge:
-    """Adapters on native modules, in the order they are merged, and what of the base each native tensor becomes."""
-
-    source: Detection
-    spec: DecoderSpec
-    adapters: Sequence[Adapter]
-    changed: set[str] = field(default_factory=set)
-
-    def merged(self, name: str, tensor: Tensor) -> Tensor:
-        """The native tensor ``name`` of the base with every adapter in it."""
-        module, _, kind = name.rpartition(".")
-        for adapter in self.adapters:
-            if name in adapter.saved:
-                tensor = adapter.saved[name].to(tensor.dtype)
-                self.changed.add(name)
-            lora = adapter.loras.get(module)
-            if lora is None:
-                continue
-            if kind == "weight":
-                tensor = merged_weight(tensor, lora)
-                self.changed.add(name)
-            elif kind == "bias" and lora.bias is not None:
-                tensor = (tensor + _wide(lora.bias) * lora.scaling).to(tensor.dtype)
-                self.changed.add(name)
-        return tensor
-
-    @property
-    def unties(self) -> bool:
-        """Whether the result has a head of its own and the base has none."""
-        return self.source.spec.tie_word_embeddings and not self.spec.tie_word_embeddings
-
-    def foreign(self, to: Format) -> Iterator[tuple[str, Tensor]]:
-        """Every tensor of the result in the format ``to``, step by step; a native tensor is let go once used."""
-        makers = by_native(self.source.table.steps(self.source.spec))
-        ready: dict[str, Tensor] = {}
-        for step in TABLES[to].steps(self.spec):
-            for name in step.native:
-                origin = f"{_EMBEDDING}.weight" if name == f"{_HEAD}.weight" and self.unties else name
-                if name not in ready:
-                    maker = makers[origin]
-                    made = dict(zip(maker.native, read_native(self.source, maker), strict=True))
-                    ready |= {name: made.pop(origin), **(made if origin == name else {})}
-            native = [self.merged(name, ready.pop(name)) for name in step.native]
-            yield from zip(step.foreign, step.layout.to_foreign(native), strict=True)
+def _merged(
+    adapters: Sequence[NativeAdapter], native: Mapping[str, Stream], origins: Mapping[str, str]
+) -> dict[str, Stream]:
+    """The native tensors of the base with every adapter in them, one after the other."""
+    whole = {**native, **{name: native[origin] for name, origin in origins.items()}}
+    return {name: _with_adapters(adapters, name, stream) for name, stream in whole.items()}
 
 
-def merged_weight(weight: Tensor, lora: Lora) -> Tensor:
-    """The matrix of the base with the change of ``lora`` in it, in the base's dtype; computed by blocks of rows.
-
-    With DoRA every row (of an embedding: every column) is scaled from its norm to the adapter's magnitude.
-    """
-    import torch
-
-    shared = _wide(lora.shared)
-    magnitude = None if lora.magnitude is None else _wide(lora.magnitude)
-    rows = max(1, _BLOCK // weight.shape[1]) if magnitude is None or not lora.embedding else weight.shape[0]
-    merged = torch.empty_like(weight, memory_format=torch.contiguous_format)
-    for at in range(0, weight.shape[0], rows):
-        part = slice(at, at + rows)
-        change = (_wide(lora.rows[part]) @ shared) * lora.scaling
-        if lora.embedding and magnitude is None:
-            change = change.to(weight.dtype)  # PEFT rounds the change of an embedding, and of nothing else
-        whole = weight[part] + change
-        if magnitude is not None:
-            norm = torch.linalg.norm(whole, dim=0 if lora.embedding else 1)
-            factor = magnitude / norm if lora.embedding else (magnitude[part] / norm).view(-1, 1)
-            whole = whole * factor
-        merged[part] = whole.to(weight.dtype)
-    return merged
+def _with_adapters(adapters: Sequence[NativeAdapter], name: str, stream: Stream) -> Stream:
+    module, _, kind = name.rpartition(".")
+    dtype = stream.dtype
+    for adapter in adapters:
+        if name in adapter.saved:
+            saved = adapter.saved[name]
+            stream = saved if saved.dtype == dtype or dtype not in FLOATS else Cast(saved, dtype)
+        part = adapter.loras.get(module)
+        if part is not None and kind == "weight":
+            stream = Merged(stream, part)
+        elif part is not None and kind == "bias" and part.whole.bias is not None:
+            stream = Shifted(stream, part)
+    return stream
 
 
-def _wide(tensor: Tensor) -> Tensor:
-    """As PEFT loads an adapter: half precision becomes float32."""
-    return tensor.float() if tensor.element_size() < 4 else tensor
+@overload
+def merge(
+    base: str | Path,
+    adapter: str | Path | Sequence[str | Path],
+    dst: str | Path,
+    *,
+    to: Format | None = ...,
+    generation: Generation | None = ...,
+    spec: str | DecoderSpec | None = ...,
+    max_shard_size: str | int = ...,
+    max_memory: str | int | None = ...,
+    workers: int | None = ...,
+    verify: Verify | None = ...,
+    force: bool = ...,
+    resume: bool = ...,
+    watch: Watch | None = ...,
+    dry_run: Literal[False] = ...,
+) -> MergeReport: ...
+
+
+@overload
+def merge(
+    base: str | Path,
+    adapter: str | Path | Sequence[str | Path],
+    dst: str | Path,
+    *,
+    to: Format | None = ...,
+    generation: Generation | None = ...,
+    spec: str | DecoderSpec | None = ...,
+    max_shard_size: str | int = ...,
+    max_memory: str | int | None = ...,
+    workers: int | None = ...,
+    verify: Verify | None = ...,
+    force: bool = ...,
+    resume: bool = ...,
+    watch: Watch | None = ...,
+    dry_run: Literal[True],
+) -> Plan: ...
 
 
 def merge(
@@ -141,80 +129,132 @@ def merge(
     generation: Generation | None = None,
     spec: str | DecoderSpec | None = None,
     max_shard_size: str | int = "5GB",
+    max_memory: str | int | None = None,
+    workers: int | None = None,
+    verify: Verify | None = None,
     force: bool = False,
-) -> MergeReport:
+    resume: bool = False,
+    watch: Watch | None = None,
+    dry_run: bool = False,
+) -> MergeReport | Plan:
     """Write ``base`` with the LoRA ``adapter`` merged into its weights to the new folder ``dst``, in the format ``to``.
 
     ``to`` is the base's own format by default; the adapter may be of another format than either. Of several adapters
-    each is merged into the result of those before it. One shard and one matrix are in memory at a time. rsLoRA, DoRA,
-    ranks and alphas by module, lora_bias, trained biases, embeddings and modules_to_save are merged as PEFT does.
+    each is merged into the result of those before it. rsLoRA, DoRA, ranks and alphas by module, lora_bias, trained
+    biases, embeddings and modules_to_save are merged as PEFT does; adapters of other kinds are refused.
 
     An adapter that changes only one of a tied embedding and head gives a result with a head of its own: this is what
-    the adapter computes. Every tensor is read back from ``dst`` and its sha256 compared before ``dst`` appears. The
-    result's ``glmlike.json`` holds the sha256 of what was merged; the same adapter is not merged into it again, unless
-    ``force``.
+    the adapter computes. The result's ``glmlike.json`` holds the sha256 of what was merged; the same adapter is not
+    merged into it again, unless ``force``.
+
+    ``max_memory``, ``workers``, ``verify`` ("hash" or "none"), ``resume``, ``watch`` and ``dry_run`` are those of
+    :func:`~glmlike.checkpoint.convert.convert`: a tensor's rows are read, changed, hashed and written in stretches, so
+    the bound holds whatever the size of a shard or a tensor; an interrupted merge is resumed; every tensor is read back
+    and its hash compared before ``dst`` appears.
 
     Raises:
         ConfigError: the base or the adapter is not what it should be, or ``to`` is no format that can be written here.
-        CheckpointError: damaged files, an adapter for another decoder, or one that the base holds already.
+        CheckpointError: damaged files, an adapter for another decoder, or one that the base holds already; ``dst`` is
+            taken or its disk too small; what was interrupted was another merge.
         CannotExpressError: the result cannot be said in ``to``.
     """
     started = time.perf_counter()
+    if verify not in (None, "none", "hash"):
+        raise ConfigError(f"verify={verify!r}: expected 'hash' or 'none', since a merge has no way back.")
     limit = parse_size(max_shard_size)
     source = detect(base, generation=generation, spec=spec)
+    target = _target(source, to, base)
+    folders = [Path(adapter)] if isinstance(adapter, (str, Path)) else [Path(one) for one in adapter]
+    if not folders:
+        raise ConfigError("no adapter: expected the folder of at least one.")
+    require_apart(Path(dst), source.folder)
+    for folder in folders:
+        require_apart(Path(dst), folder)
+    change, digests = _change(source, folders, target, force)
+    plan = make_plan(
+        source,
+        Path(dst),
+        TABLES[target],
+        {**undefaulted_tokens(target), **carried(source), **write_config(change.spec, target)},
+        limit=limit,
+        ranks=1,
+        dtype=None,
+        max_memory=None if max_memory is None else parse_size(max_memory),
+        workers=workers,
+        verify=verify,
+        sha256=verify != "none",
+        change=change,
+    )
+    if dry_run:
+        return plan
+    require_new(plan)
+    require_equal_copies(source)
+    resumed = run_plan(plan, resume, watch)
+    return MergeReport(
+        base=source.folder,
+        adapters=tuple(folders),
+        destination=plan.destination,
+        base_format=source.format,
+        target_format=target,
+        tensors=len(plan.steps),
+        changed=len(_changed(source, change)),
+        adapters_sha256=digests,
+        notes=plan.notes,
+        seconds=time.perf_counter() - started,
+        bytes=plan.bytes,
+        resumed=resumed,
+        verify=plan.verify,
+    )
+
+
+def _target(source: Detection, to: Format | None, base: str | Path) -> Format:
     if source.format not in FORMATS:
         raise ConfigError(f"{base}: adapters are merged into a checkpoint's folder. Convert this file to one first.")
     target: Format = source.format if to is None else to
     if target not in FORMATS or TABLES[target].splits:
         allowed = ", ".join(fmt for fmt in FORMATS if not TABLES[fmt].splits)
-        raise ConfigError(f"to={target!r}: expected one of {allowed}. Rank files are written by `glmlike convert`.")
-    folders = [Path(adapter)] if isinstance(adapter, (str, Path)) else [Path(one) for one in adapter]
-    if not folders:
-        raise ConfigError("no adapter: expected the folder of at least one.")
-    adapters, decoder = _read_all(folders, source)
-    digests = tuple(fingerprint(one) for one in adapters)
-    before = provenance.earlier_record(source.folder)
-    merged = _new_adapters(source.folder, before, digests, folders, force)
-    decoder, note = _untied(adapters, decoder, target)
-    job = _Merge(source, decoder, adapters)
-    config = {**undefaulted_tokens(target), **carried(source), **write_config(decoder, target)}
-    identity = _identity(source, config, digests, limit)
-    with fresh_folder(Path(dst), source.folder) as partial:
-        digests_of: dict[str, str] = {}
-        index = write_shards(partial, _hashed(job.foreign(target), digests_of), limit)
-        written = _require_written(partial, digests_of)
-        (partial / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf8")
-        origin, hashes = provenance.origin_of(source.folder), _source_hashes(source)
-        record = provenance.record(origin, source.format, target, identity, hashes, written, before, merged)
-        (partial / provenance.RECORD).write_text(record, encoding="utf8")
-        copy_companions(source.folder, partial)
-    return MergeReport(
-        base=source.folder,
-        adapters=tuple(folders),
-        destination=Path(dst),
-        base_format=source.format,
-        target_format=target,
-        tensors=len(index["weight_map"]),
-        changed=len(job.changed),
-        adapters_sha256=digests,
-        notes=(*source.notes, *note),
-        seconds=time.perf_counter() - started,
-    )
+        raise ConfigError(
+            f"to={target!r}: expected one of {allowed}. Rank files and GGUF are written by `glmlike convert`, from the "
+            "merged folder."
+        )
+    return target
 
 
-def _read_all(folders: Sequence[Path], source: Detection) -> tuple[list[Adapter], DecoderSpec]:
+def _change(source: Detection, folders: Sequence[Path], target: Format, force: bool) -> tuple[Change, tuple[str, ...]]:
+    """What the adapters do to the base, and the sha256 of each; they have been read once."""
+    read, decoder = _read_all(folders, source)
+    digests, adapters = zip(*(fingerprint(one) for one in read), strict=True)
+    recorded = _new_adapters(source.folder, provenance.earlier_record(source.folder), digests, folders, force)
+    spec, note = _untied(adapters, decoder, target)
+    if decoder.vocab_size > source.spec.vocab_size:
+        more = decoder.vocab_size - source.spec.vocab_size
+        note += (f"{more} tokens more than the base has: its tokenizer does not know them, copy the one they are of",)
+    head, embedding = f"{_HEAD}.weight", f"{_EMBEDDING}.weight"
+    origins = {head: embedding} if source.spec.tie_word_embeddings and not spec.tie_word_embeddings else {}
+    apply = partial(_merged, adapters, origins=origins)
+    return Change(spec, apply, tuple(recorded), origins, note), digests
+
+
+def _changed(source: Detection, change: Change) -> set[str]:
+    """The native tensors that are not the base's own."""
+    native = native_streams(source)
+    whole = change.apply(native)
+    return {name for name, stream in whole.items() if stream is not native.get(change.origins.get(name, name))}
+
+
+def _read_all(folders: Sequence[Path], source: Detection) -> tuple[list[NativeAdapter], DecoderSpec]:
     """The adapters on native modules, checked against the base, and the decoder with the tokens that they add."""
     adapters, spec = [], source.spec
     for folder in folders:
-        adapter, names = find_names(read_adapter(folder), spec, source.format, dropped_rows(source.config))
-        native = to_native(adapter, names)
+        adapter, names = find_names(open_adapter(folder), spec, source.format, dropped_rows(source.config))
+        native = in_native_names(adapter, names)
         _require_mergeable(native, names.spec, spec)
         adapters.append(native)
         spec = names.spec
     return adapters, spec
 
 
-def _require_mergeable(native: Adapter, resized: DecoderSpec, spec: DecoderSpec) -> None:
+def _require_mergeable(native: NativeAdapter, resized: DecoderSpec, spec: DecoderSpec) -> None:
     tables = {f"{_EMBEDDING}.weight"} | (set() if spec.tie_word_embeddings else {f"{_HEAD}.weight"})
     if resized != spec and tables - native.saved.keys():
         raise CheckpointError(
@@ -222,8 +262,8 @@ def _require_mergeable(native: Adapter, resized: DecoderSpec, spec: DecoderSpec)
             f"does not hold {', '.join(sorted(tables - native.saved.keys()))}. Save it with save_embedding_layers=True."
         )
     shapes = native_shapes(resized.replace(tie_word_embeddings=False))
-    for module, lora in native.loras.items():
-        if lora.bias is not None and f"{module}.bias" not in shapes:
+    for module, part in native.loras.items():
+        if part.whole.bias is not None and f"{module}.bias" not in shapes:
             raise CheckpointError(
                 f"{native.folder}: lora_bias on {module!r}, where the base has no bias to add it to. Such an adapter "
                 "cannot be merged; use it with PEFT."
@@ -236,7 +276,7 @@ def _require_mergeable(native: Adapter, resized: DecoderSpec, spec: DecoderSpec)
         )
 
 
-def _untied(adapters: Sequence[Adapter], spec: DecoderSpec, to: Format) -> tuple[DecoderSpec, tuple[str, ...]]:
+def _untied(adapters: Sequence[NativeAdapter], spec: DecoderSpec, to: Format) -> tuple[DecoderSpec, tuple[str, ...]]:
     """The decoder of the result: with a head of its own where an adapter tells embedding and head apart."""
     reasons = cannot_express(spec, to)
     if spec.tie_word_embeddings and any(_tells_apart(adapter) for adapter in adapters):
@@ -252,16 +292,16 @@ def _untied(adapters: Sequence[Adapter], spec: DecoderSpec, to: Format) -> tuple
     return spec, ()
 
 
-def _tells_apart(adapter: Adapter) -> bool:
+def _tells_apart(adapter: NativeAdapter) -> bool:
     """Whether embedding and head of a tied model differ once the adapter is in them."""
-    import torch
-
-    pair = [adapter.saved.get(f"{module}.weight") for module in (_EMBEDDING, _HEAD)]
+    left, right = (adapter.saved.get(f"{module}.weight") for module in (_EMBEDDING, _HEAD))
     loras = [adapter.loras.get(module) for module in (_EMBEDDING, _HEAD)]
     if all(lora is None for lora in loras):
-        if pair[1] is None:
-            return pair[0] is not None and f"{_EMBEDDING}.weight" in adapter.replaced
-        return pair[0] is None or not torch.equal(*pair)  # type: ignore[arg-type]
+        if right is None:
+            return left is not None and f"{_EMBEDDING}.weight" in adapter.replaced
+        if left is None or (left.dtype, left.shape) != (right.dtype, right.shape):
+            return True
+        return first_difference([left, right], _COMPARED) is not None
     return True
 
 
@@ -277,51 +317,5 @@ def _new_adapters(
                 "into the base it was trained on, or pass force to add it once more."
             )
         held.add(sha256)
-    return [{"name": folder.name, "sha256": sha256} for folder, sha256 in zip(folders, digests, strict=True)]
-
-
-def _identity(source: Detection, config: dict[str, Any], digests: Sequence[str], limit: int) -> str:
-    """What tells this merge from another, as a plan's identity tells a conversion."""
-    files = provenance.identity(list(source.checkpoint.files), source.folder)
-    origin = provenance.origin_of(source.folder).to_dict()
-    facts = {"version": provenance.version(), "files": files, "origin": origin, "config": config}
-    return provenance.sha256_of({**facts, "adapters": list(digests), "limit": limit})
-
-
-def _source_hashes(source: Detection) -> provenance.Hashes:
-    """The sha256 of every tensor of the base's files."""
-    checkpoint, buffer = source.checkpoint, memoryview(bytearray(_READ))
-    parts = dict.fromkeys(part for name in checkpoint.tensors for part in checkpoint.parts(name))
-    return {
-        (path.relative_to(source.folder).as_posix(), name): digest(
-            checkpoint.stored(path, name), hashlib.sha256(), buffer
-        )
-        for path, name in parts
-    }
-
-
-def _digest(tensor: Tensor) -> str:
-    return digest(in_memory(tensor), hashlib.sha256(), memoryview(bytearray(_READ)))
-
-
-def _hashed(tensors: Iterator[tuple[str, Tensor]], digests: dict[str, str]) -> Iterator[tuple[str, Tensor]]:
-    import torch
-
-    for name, tensor in tensors:
-        if not torch.isfinite(tensor).all():
-            raise CheckpointError(f"{name!r} of the merged model is not finite. The adapter or the base is broken.")
-        digests[name] = _digest(tensor)
-        yield name, tensor
-
-
-def _require_written(folder: Path, digests: Mapping[str, str]) -> dict[str, dict[str, str]]:
-    """The hashes of what stands in the files, by file, once they are those of what was to be written."""
-    checkpoint, buffer = open_checkpoint(folder), memoryview(bytearray(_READ))
-    found = {name: digest(checkpoint.stream(name), hashlib.sha256(), buffer) for name in checkpoint.tensors}
-    wrong = sorted(name for name in found.keys() | digests.keys() if found.get(name) != digests.get(name))
-    if wrong:
-        raise CheckpointError(f"{wrong[:1]}: the file does not hold what was written to it. Check the disk, run again.")
-    by_file: dict[str, dict[str, str]] = {}
-    for name, info in checkpoint.tensors.items():
-        by_file.setdefault(info.file.name, {})[name] = found[name]
-    return by_file
+    origins = [provenance.origin_of(folder).to_dict() for folder in folders]
+    return [{**origin, "sha256": sha256} for origin, sha256 in zip(origins, digests, strict=True)]

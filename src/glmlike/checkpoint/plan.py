@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
 from glmlike.checkpoint import provenance
 from glmlike.checkpoint.byte_files import stored_bytes
+from glmlike.checkpoint.checksums import TENSOR_HASH
 from glmlike.checkpoint.containers import Container, SafetensorsFile, Sums, TorchZipFile
 from glmlike.checkpoint.detection import Detection, missing_and_unknown, native_streams, set_aside
 from glmlike.checkpoint.formats import FormatTable
@@ -22,6 +23,7 @@ from glmlike.checkpoint.streams import FLOATS, Cast, Dequantized, LastMade, Load
 from glmlike.checkpoint.through_layouts import to_foreign_streams
 from glmlike.errors import ConfigError
 from glmlike.hub_json import Format
+from glmlike.spec import DecoderSpec
 
 Dtype = Literal["float32", "float16", "bfloat16"]
 Verify = Literal["none", "hash", "roundtrip"]
@@ -32,7 +34,8 @@ DTYPES: dict[str, str] = {"float32": "F32", "float16": "F16", "bfloat16": "BF16"
 class Step:
     """One tensor that will be written: of which source tensors, by which layouts, into which file.
 
-    ``how``: "bytes" are moved as they are; "cast", "dequantize" compute numbers; "tensor" moves what only torch reads.
+    ``how``: "bytes" are moved as they are; "cast", "dequantize" and "merge" compute numbers; "tensor" moves what only
+    torch reads.
     """
 
     name: str
@@ -48,6 +51,21 @@ class Step:
     def to_dict(self) -> dict[str, Any]:
         """What a person or a script is shown."""
         return {name: value for name, value in vars(self).items() if name != "stream"}
+
+
+@dataclass(frozen=True)
+class Change:
+    """What becomes of a source's native tensors before they are written: adapters ``merged`` into them, say.
+
+    ``apply`` gives all native tensors of the decoder ``spec``; ``origins`` are the source's tensors that those are made
+    of which the source's decoder has not. ``merged`` is what the record says of the adapters.
+    """
+
+    spec: DecoderSpec
+    apply: Callable[[Mapping[str, Stream]], dict[str, Stream]]
+    merged: tuple[Mapping[str, str], ...]
+    origins: Mapping[str, str] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -80,11 +98,12 @@ class Plan:
     containers: tuple[Container, ...] = field(repr=False, compare=False)
     found: Detection = field(repr=False, compare=False)
     ranked: RankLayout | None = field(default=None, repr=False)
-    source_hashes: provenance.Hashes = field(default_factory=dict, repr=False, compare=False)
+    source_files: provenance.SourceFiles = field(default=provenance.SourceFiles({}, False), repr=False, compare=False)
+    merged: tuple[Mapping[str, str], ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
         """The plan as JSON holds it."""
-        hidden = ("containers", "found", "config", "steps", "memory", "ranked", "source_hashes")
+        hidden = ("containers", "found", "config", "steps", "memory", "ranked", "source_files")
         facts = {name: value for name, value in vars(self).items() if name not in hidden}
         facts |= {"source": str(self.source), "destination": str(self.destination)}
         return {**facts, "memory": vars(self.memory), "steps": [step.to_dict() for step in self.steps]}
@@ -106,8 +125,14 @@ def make_plan(
     max_memory: int | None,
     workers: int | None,
     verify: Verify | None,
+    sha256: bool,
+    change: Change | None = None,
 ) -> Plan:
-    """The plan of writing ``found`` in the format of ``table``; only headers have been read.
+    """The plan of writing ``found``, with a ``change`` of its numbers or none, in the format of ``table``.
+
+    Only headers have been read.
+
+    ``sha256``: the source's files are to be hashed, and :attr:`Plan.source_files` filled in meanwhile.
 
     Raises:
         ConfigError: ``verify="roundtrip"`` where numbers are rounded or rows dropped: there is no way back.
@@ -115,19 +140,21 @@ def make_plan(
     """
     missing, unknown = missing_and_unknown(found)
     ranked = RANKED[table.name].layout(found.spec, ranks) if table.name in RANKED else None
-    made = list(_steps(found, table, dtype, ranked, limit))
-    lossless = not missing and _is_lossless(found, made)
+    made = list(_steps(found, table, dtype, ranked, limit, change))
+    lossless = not missing and change is None and _is_lossless(found, made)
     if verify == "roundtrip" and not lossless:
         raise ConfigError(
             f"verify='roundtrip': {found.folder} cannot be made again from the result, since numbers are rounded or "
-            "rows dropped. Pass 'hash', which reads everything back."
+            "changed, or rows dropped. Pass 'hash', which reads everything back."
         )
     total = sum(step.bytes for step in made)
-    hashes: provenance.Hashes = {}
-    containers = tuple(_containers(found, made, table.name, ranked, hashes if verify != "none" else None))
-    streams = [step.stream for step in made]
+    names = file_names(found)
+    known = dict.fromkeys(names, "0" * 64) if sha256 else provenance.published(found.folder, names)
+    files = provenance.SourceFiles(known, sha256)
     hashed = verify != "none"
-    key = _identity(found, made, config, hashed)
+    containers = tuple(_containers(found, made, table.name, ranked, files, hashed))
+    streams = [step.stream for step in made]
+    key = _identity(found, made, config, {"tensors": TENSOR_HASH if hashed else None, "files": sha256}, change)
     return Plan(
         source=found.folder,
         destination=destination,
@@ -142,7 +169,7 @@ def make_plan(
         verify=verify or ("roundtrip" if lossless else "hash"),
         lossless=lossless,
         dropped=tuple(sorted(set_aside(found))),
-        notes=(*found.notes, *_history(found)),
+        notes=(*found.notes, *_history(found), *(change.notes if change else ())),
         missing=tuple(missing),
         unknown=tuple(unknown),
         identity=key,
@@ -150,20 +177,35 @@ def make_plan(
         containers=containers,
         found=found,
         ranked=ranked,
-        source_hashes=hashes,
+        source_files=files,
+        merged=change.merged if change else (),
     )
 
 
+def file_names(found: Detection) -> dict[str, Path]:
+    """The source's files of weights, by their names in its folder, in the order in which they are read."""
+    return {path.relative_to(found.folder).as_posix(): path for path in found.checkpoint.files}
+
+
 def _steps(
-    found: Detection, table: FormatTable, dtype: Dtype | None, ranked: RankLayout | None, limit: int
+    found: Detection,
+    table: FormatTable,
+    dtype: Dtype | None,
+    ranked: RankLayout | None,
+    limit: int,
+    change: Change | None,
 ) -> Iterator[Step]:
     """Every tensor of the target format; those whose sources are missing are left out."""
     native = _native(found)
     if dtype is not None:
         native = {name: _cast(stream, DTYPES[dtype]) for name, stream in native.items()}
     makers = by_native(found.table.steps(found.spec))
+    spec = found.spec
+    if change is not None:
+        native, spec = change.apply(native), change.spec
+        makers |= {name: makers[origin] for name, origin in change.origins.items()}
     drafts = []
-    for rule in table.steps(found.spec):
+    for rule in table.steps(spec):
         if not all(name in native for name in rule.native):
             continue
         sources = tuple(dict.fromkeys(name for key in rule.native for name in makers[key].foreign))
@@ -215,6 +257,7 @@ def how(stream: Stream) -> str:
     """What is done to the bytes of a stream: see :class:`Step`."""
     kinds = {type(part) for part in leaves(stream)}
     found = [name for kind, name in ((Cast, "cast"), (Dequantized, "dequantize"), (Loaded, "tensor")) if kind in kinds]
+    found += sorted({kind.how for kind in kinds if hasattr(kind, "how")})
     return "+".join(found) or "bytes"
 
 
@@ -244,13 +287,18 @@ def _shards(sizes: Sequence[int], limit: int) -> list[str]:
 
 
 def _containers(
-    found: Detection, steps: Sequence[Step], to: Format, ranked: RankLayout | None, hashes: provenance.Hashes | None
+    found: Detection,
+    steps: Sequence[Step],
+    to: Format,
+    ranked: RankLayout | None,
+    sources: provenance.SourceFiles,
+    hashed: bool,
 ) -> Iterator[Container]:
-    """The files; ``hashes`` are those of the source's tensors, filled in before the files' frames are asked for."""
+    """The files; the hashes in ``sources`` may be filled in until the files' frames are asked for."""
     origin = provenance.origin_of(found.folder)
 
     def metadata(sums: Mapping[str, Sums]) -> dict[str, str]:
-        return provenance.metadata(origin, to, hashes, sums)
+        return provenance.metadata(origin, to, sources, sums if hashed else None)
 
     for file in dict.fromkeys(step.file for step in steps):
         tensors = [(step.name, step.dtype, step.shape) for step in steps if step.file == file]
@@ -273,10 +321,9 @@ def _disk(found: Detection, steps: Sequence[Step], containers: Sequence[Containe
 
 def _held(streams: Sequence[Stream]) -> int:
     """What a worker holds of tensors that are made or read whole: those it keeps, and what one is made of."""
-    largest = max(
-        (size_of(leaf) for stream in streams for leaf in leaves(stream) if isinstance(leaf, Loaded)), default=0
-    )
-    return (LastMade.KEPT + 1) * largest
+    found = [leaf for stream in streams for leaf in leaves(stream)]
+    largest = max((size_of(leaf) for leaf in found if isinstance(leaf, Loaded)), default=0)
+    return (LastMade.KEPT + 1) * largest + max((getattr(leaf, "held", 0) for leaf in found), default=0)
 
 
 def _history(found: Detection) -> tuple[str, ...]:
@@ -288,10 +335,13 @@ def _history(found: Detection) -> tuple[str, ...]:
     return (f"the source was itself converted, from {made_of}: see its {provenance.RECORD}",)
 
 
-def _identity(found: Detection, steps: Sequence[Step], config: dict[str, Any], hashed: bool) -> str:
+def _identity(
+    found: Detection, steps: Sequence[Step], config: dict[str, Any], hashed: dict[str, Any], change: Change | None
+) -> str:
     """The sha256 of everything that decides the bytes of the result but the contents of the source's tensors."""
     return provenance.sha256_of(
         {
+            **({"merged": [dict(entry) for entry in change.merged]} if change else {}),
             "version": provenance.version(),
             "files": provenance.identity(list(found.checkpoint.files), found.folder),
             "origin": provenance.origin_of(found.folder).to_dict(),

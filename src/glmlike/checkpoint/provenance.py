@@ -8,22 +8,25 @@ from __future__ import annotations
 import hashlib
 import importlib
 import json
+import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from glmlike.checkpoint.checksums import TENSOR_HASH
 from glmlike.checkpoint.containers import Sums
 from glmlike.errors import CheckpointError, ConfigError
 
 RECORD = "glmlike.json"
 MERGED = "merged_adapters"
-Hashes = dict[tuple[str, str], str]
-"""The sha256 of a source's tensors, of the bytes as a safetensors file holds them, by file and name there."""
+Hashes = dict[str, str]
+"""sha256 by the names of files in their folder."""
 _SNAPSHOT = re.compile(r"models--(?P<owner>.+?)--(?P<name>.+)/snapshots/(?P<revision>[^/]+)")
 _BARE_SNAPSHOT = re.compile(r"models--(?P<name>[^/]+)/snapshots/(?P<revision>[^/]+)")
 _REVISION = re.compile(r"[0-9a-f]{40}")
+_SHA256 = re.compile(r"[0-9a-f]{64}")
 
 
 def version() -> str:
@@ -62,6 +65,48 @@ def _downloaded_revision(folder: Path) -> str | None:
     return revisions.pop() or None if len(revisions) == 1 else None
 
 
+@dataclass(frozen=True)
+class SourceFiles:
+    """The sha256 of a source's files of weights: ``computed`` from their bytes, or what the Hub's client noted."""
+
+    hashes: Hashes
+    computed: bool
+
+    def to_dict(self) -> dict[str, Hashes]:
+        """What a record says."""
+        return (
+            {"files" if self.computed else "published_files": dict(sorted(self.hashes.items()))} if self.hashes else {}
+        )
+
+
+def published(folder: Path, files: Iterable[str]) -> Hashes:
+    """The sha256 that the Hub said of files when they were downloaded, where its client noted it; nothing is read.
+
+    Files in the Hub's cache are links to blobs of their repository, named by it (which may be links once more, to blobs
+    that all repositories share and that are named by another hash). Beside files in a folder of one's own there are
+    notes of three lines (revision, sha256, time), which hold for files that were not written since
+    (huggingface_hub/_local_folder.py).
+    """
+    found = {}
+    for file in files:
+        path = folder / file
+        blob = Path(os.path.normpath(path.parent.resolve() / path.readlink())) if path.is_symlink() else path
+        cached = blob.parent.name == "blobs" and blob.parent.parent.name.startswith("models--")
+        known = blob.name if cached else _noted(folder, file)
+        if _SHA256.fullmatch(known):
+            found[file] = known
+    return found
+
+
+def _noted(folder: Path, file: str) -> str:
+    note = folder / ".cache" / "huggingface" / "download" / f"{file}.metadata"
+    try:
+        _, etag, time, *_ = note.read_text(encoding="utf8", errors="replace").split("\n")
+        return etag.strip() if (folder / file).stat().st_mtime - 1 <= float(time) else ""
+    except (OSError, ValueError):
+        return ""
+
+
 def earlier_record(folder: Path) -> dict[str, Any] | None:
     """The record of the conversion that wrote a folder, or None.
 
@@ -81,15 +126,15 @@ def earlier_record(folder: Path) -> dict[str, Any] | None:
     return dict(found)
 
 
-def metadata(origin: Origin, target_format: str, sources: Hashes | None, sums: Mapping[str, Sums]) -> dict[str, str]:
+def metadata(origin: Origin, target_format: str, files: SourceFiles, sums: Mapping[str, Sums] | None) -> dict[str, str]:
     """The metadata of a safetensors file: transformers asks for ``format``, the rest is ours under one key.
 
-    Without ``sources`` nothing was hashed, and there are no hashes in it. Its size does not depend on the hashes.
+    ``sums=None``: no tensor was hashed. The size does not depend on the hashes.
     """
-    record: dict[str, Any] = {"version": version(), "format": target_format, "source": origin.to_dict()}
-    if sources is not None:
-        record["source"]["sha256"] = digest_of(sources)
-        record["tensors"] = {name: sums[name].sha256 for name in sorted(sums)}
+    source = {**origin.to_dict(), **files.to_dict()}
+    record: dict[str, Any] = {"version": version(), "format": target_format, "source": source}
+    if sums is not None:
+        record |= {"tensor_hash": TENSOR_HASH, "tensors": {name: sums[name].hash for name in sorted(sums)}}
     return {"format": "pt", "glmlike": json.dumps(record, separators=(",", ":"))}
 
 
@@ -98,25 +143,23 @@ def record(
     source_format: str,
     target_format: str,
     plan: str,
-    sources: Hashes | None,
+    files: SourceFiles,
     tensors: Mapping[str, Mapping[str, str]],
     before: dict[str, Any] | None,
     merged: Sequence[Mapping[str, str]] = (),
 ) -> str:
-    """The text of ``glmlike.json``: ``tensors`` are the sha256 of each, by file; ``before`` is the source's record.
+    """The text of ``glmlike.json``: ``tensors`` are the hash of each, by file; ``before`` is the source's record.
 
-    The source's hashes are those of its tensors, by file, not of its files, and ``sha256`` is that of them all (see
-    :func:`digest_of`): a tensor that is moved whole is hashed once, for both ends. ``merged`` are adapters that were
-    merged now, beside those that the source's record says.
+    ``tensor_hash`` says which hash that is (records without it: sha256). ``merged`` are adapters that were merged now,
+    beside those that the source's record says.
     """
-    source: dict[str, Any] = {**origin.to_dict(), "format": source_format}
-    if sources is not None:
-        source |= {"sha256": digest_of(sources), "tensors": _by_file(sources)}
+    source: dict[str, Any] = {**origin.to_dict(), "format": source_format, **files.to_dict()}
     content: dict[str, Any] = {
         "version": version(),
         "format": target_format,
         "plan": plan,
         "source": source,
+        "tensor_hash": TENSOR_HASH,
         "tensors": {file: dict(sorted(found.items())) for file, found in sorted(tensors.items())},
     }
     if before is not None:
@@ -136,18 +179,6 @@ def merged_adapters(record: Mapping[str, Any] | None) -> list[Mapping[str, str]]
     if not isinstance(found, list) or not all(isinstance(entry, dict) for entry in found):
         raise ConfigError(f"{RECORD}: {MERGED!r} is no list of adapters. Restore the file, or remove it.")
     return list(found)
-
-
-def digest_of(hashes: Hashes) -> str:
-    """One sha256 for all tensors of a source: of the JSON list of (file, name, sha256), sorted."""
-    return sha256_of(sorted([*key, found] for key, found in hashes.items()))
-
-
-def _by_file(hashes: Hashes) -> dict[str, dict[str, str]]:
-    found: dict[str, dict[str, str]] = {}
-    for (file, name), sha256 in sorted(hashes.items()):
-        found.setdefault(file, {})[name] = sha256
-    return found
 
 
 def identity(paths: list[Path], folder: Path) -> dict[str, Any]:

@@ -441,12 +441,14 @@ def first_difference(left: Sequence[Stream], at_most: int) -> int | None:
     """The index of the first of several streams of one size that differs from the first of them; None: all alike."""
     grain = math.lcm(*(stream.grain for stream in left))
     size = max(grain, at_most // grain * grain)
-    mine, theirs = (memoryview(bytearray(min(size, size_of(left[0])))) for _ in range(2))
+    mine, theirs = bytearray(), bytearray()
     for start in range(0, size_of(left[0]), size):
         length = min(size, size_of(left[0]) - start)
-        left[0].read_into(mine[:length], start)
+        if len(mine) != length:
+            mine, theirs = bytearray(length), bytearray(length)
+        left[0].read_into(memoryview(mine), start)
         for index, other in enumerate(left[1:], 1):
-            other.read_into(theirs[:length], start)
-            if mine[:length] != theirs[:length]:
+            other.read_into(memoryview(theirs), start)
+            if mine != theirs:  # of bytearrays: of views it would be a comparison of numbers, one at a time
                 return index
     return None

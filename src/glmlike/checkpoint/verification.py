@@ -1,8 +1,14 @@
-"""Reading a result back: every tensor by its hash, or the source made again from it, byte for byte, in stretches."""
+"""Reading a result back: every tensor by its hash, or the source made again from it, byte for byte, in stretches.
+
+Where bytes were only moved, the source made again is compared without being read again: the inverse says where each
+stretch of a source tensor is in the result, the plan from where that place was written. If these agree for every
+stretch, what is left to prove is that the result holds what was written, by the hash of each tensor.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from bisect import bisect_right
+from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from pathlib import Path
 
@@ -13,7 +19,7 @@ from glmlike.checkpoint.plan import Plan, Step
 from glmlike.checkpoint.quantized import SCALE
 from glmlike.checkpoint.ranked import RANKED
 from glmlike.checkpoint.shards import open_checkpoint
-from glmlike.checkpoint.streams import Stored, Stream, first_difference, size_of
+from glmlike.checkpoint.streams import Stored, Stream, first_difference, size_of, stored_runs
 from glmlike.checkpoint.through_layouts import to_foreign_streams
 from glmlike.errors import CheckpointError
 
@@ -72,18 +78,84 @@ def _require_hash(step: Step, plan: Plan, folder: Path, written: Written, crew: 
 def _inverse_tasks(
     plan: Plan, result: Detection, folder: Path, written: Written, crew: Crew
 ) -> Iterator[Callable[[], None]]:
-    """A tensor that was moved whole is compared by its hash, so the source is not read again; others byte by byte."""
-    whole = {(folder / step.file, _at(plan, step)): step for step in plan.steps if isinstance(step.stream, Stored)}
+    """Every source tensor, by the places of its stretches or, where numbers were not only moved, byte by byte.
+
+    Tensors that the places rest on, and those that were moved whole, are compared by their hashes.
+    """
+    places = _Places(plan, folder)
+    hashed = {(step.file, step.name): step for step in plan.steps if isinstance(step.stream, Stored)}
     native = native_streams(result)
     for rule in plan.found.table.steps(plan.found.spec):
         remade = to_foreign_streams(rule.layout, [native[name] for name in rule.native])
         for name, stream in zip(rule.foreign, remade, strict=True):
             original = plan.found.stream(name)
-            step = whole.get((stream.file.path, stream.offset)) if isinstance(stream, Stored) else None
-            if step is None or step.stream != original:
+            steps = places.proving(original, stream)
+            if steps is None:
                 yield partial(_require_same, name, original, stream, plan, crew)
-    for step in whole.values():
+            else:
+                hashed |= {(step.file, step.name): step for step in steps}
+    for step in hashed.values():
         yield partial(_require_hash, step, plan, folder, written, crew)
+
+
+Run = tuple[Path, int, int]
+"""A stretch of a file: where it begins and how many bytes it has."""
+
+
+class _Places:
+    """From which stretch of the source each stretch of the result was written."""
+
+    def __init__(self, plan: Plan, folder: Path) -> None:
+        at = {container.path: container.at for container in plan.containers}
+        self._steps: dict[Path, list[tuple[int, Step]]] = {folder / file: [] for file in plan.files}
+        for step in plan.steps:
+            self._steps[folder / step.file].append((at[step.file][step.name], step))
+        for steps in self._steps.values():
+            steps.sort(key=lambda found: found[0])
+
+    def proving(self, original: Stream, remade: Stream) -> list[Step] | None:
+        """The steps that wrote the bytes of ``original`` to where those of ``remade`` are read; None: not only they."""
+        if (original.dtype, original.shape) != (remade.dtype, remade.shape):
+            return None
+        try:
+            wanted = _joined(_runs(original, 0, size_of(original)))
+            pieces = [
+                piece
+                for file, offset, count in _runs(remade, 0, size_of(remade))
+                for piece in self._within(file, offset, offset + count)
+            ]
+            came_from = _joined(run for step, start, stop in pieces for run in _runs(step.stream, start, stop))
+        except TypeError:
+            return None
+        return [step for step, _, _ in pieces] if wanted == came_from else None
+
+    def _within(self, file: Path, start: int, stop: int) -> Iterator[tuple[Step, int, int]]:
+        """The stretches of tensors that make up a stretch of a file; nothing where a part of it is no tensor's."""
+        steps = self._steps[file]
+        at = max(0, bisect_right(steps, start, key=lambda found: found[0]) - 1)
+        while start < stop and at < len(steps):
+            begin, step = steps[at]
+            last = min(stop, begin + step.bytes)
+            if begin <= start < last:
+                yield step, start - begin, last - begin
+                start = last
+            at += 1
+
+
+def _runs(stream: Stream, start: int, stop: int) -> Iterator[Run]:
+    return ((file.path, offset, count) for file, offset, count in stored_runs(stream, start, stop))
+
+
+def _joined(runs: Iterable[Run]) -> list[Run]:
+    """The same stretches, those that follow one another as one."""
+    found: list[Run] = []
+    for path, offset, count in runs:
+        if found and found[-1][0] == path and found[-1][1] + found[-1][2] == offset:
+            path, offset, count = path, found[-1][1], found[-1][2] + count
+            found.pop()
+        if count:
+            found.append((path, offset, count))
+    return found
 
 
 def _require_same(name: str, original: Stream, remade: Stream, plan: Plan, crew: Crew) -> None:

@@ -2,20 +2,33 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Annotated, Any, Optional
 
 import typer
 
 import glmlike
-from glmlike.commands.options import FORMATS_HELP, AsJson, Generation, SpecName, complete_formats
-from glmlike.commands.printing import print_report, print_table, short
+from glmlike.commands.options import (
+    FORMATS_HELP,
+    AsJson,
+    DryRun,
+    Generation,
+    MaxMemory,
+    Quiet,
+    Resume,
+    SpecName,
+    Workers,
+    complete_formats,
+)
+from glmlike.commands.printing import print_plan, print_report
 
 
 def convert(
     source: Annotated[
-        str, typer.Argument(metavar="SRC", help="the checkpoint's folder, or its id on the Hub", show_default=False)
+        str,
+        typer.Argument(
+            metavar="SRC", help="the checkpoint's folder, or user/name[@revision] on the Hub", show_default=False
+        ),
     ],
     destination: Annotated[Path, typer.Argument(metavar="DST", help="a new folder", show_default=False)],
     to: Annotated[
@@ -46,23 +59,25 @@ def convert(
             show_default="the source's",
         ),
     ] = None,
-    max_memory: Annotated[
-        Optional[str],  # noqa: UP045
-        typer.Option(help="the most memory the whole process may use, such as 2GB", show_default="1GB"),
-    ] = None,
-    workers: Annotated[
-        Optional[int],  # noqa: UP045
-        typer.Option(help="threads that read, hash and write", show_default="one a processor, at most 4", min=1),
-    ] = None,
+    max_memory: MaxMemory = None,
+    workers: Workers = None,
     verify: Annotated[
         Optional[str],  # noqa: UP045
         typer.Option(
-            help="how the result is read back: none, hash or roundtrip", show_default="roundtrip where that can be"
+            help="roundtrip: SRC made again from the written files is SRC, bit for bit; hash: every tensor reads back "
+            "as it was computed; none: nothing is read back or hashed, and an interrupted run cannot be resumed",
+            show_default="roundtrip where nothing is rounded or dropped, else hash",
         ),
     ] = None,
-    resume: Annotated[bool, typer.Option("--resume", help="go on with an interrupted conversion")] = False,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="print the plan and write nothing")] = False,
-    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="no progress bar, no table")] = False,
+    sha256: Annotated[
+        bool,
+        typer.Option(
+            "--sha256", help="hash SRC's files as the Hub does, into the records; compare with the download's"
+        ),
+    ] = False,
+    resume: Resume = False,
+    dry_run: DryRun = False,
+    quiet: Quiet = False,
     as_json: AsJson = False,
 ) -> None:
     """Write SRC in another format to the new folder DST, every number kept bit for bit; DST appears whole or not.
@@ -85,23 +100,12 @@ def convert(
         "max_memory": max_memory,
         "workers": workers,
         "verify": verify,
+        "sha256": sha256,
     }
     if dry_run:
         plan = glmlike.convert(folder, destination, dry_run=True, **options)
-        _print_plan(plan.to_dict(), as_json)
+        print_plan(plan.to_dict(), as_json)
         return
     report = asdict(glmlike.convert(folder, destination, resume=resume, watch=on_terminal(quiet), **options))
     if as_json or not quiet:
         print_report("converted", report, as_json)
-
-
-def _print_plan(plan: dict[str, Any], as_json: bool) -> None:
-    if as_json:
-        print(json.dumps(plan, indent=2, ensure_ascii=False))
-        return
-    for step in plan["steps"]:
-        shape = " x ".join(map(str, step["shape"])) or "scalar"
-        print(f"{step['file']}: {step['name']} {step['dtype']} {shape} <- {', '.join(step['sources'])} [{step['how']}]")
-    facts = {name: value for name, value in plan.items() if name not in ("steps", "memory", "identity")}
-    facts |= {f"memory {name}": value for name, value in plan["memory"].items()}
-    print_table("plan", {name: short(value) for name, value in facts.items()})

@@ -13,12 +13,15 @@ from glmlike.commands.printing import print_report
 
 
 def convert_adapter(
-    source: Annotated[Path, typer.Argument(metavar="SRC", help="a LoRA adapter's folder", show_default=False)],
+    source: Annotated[
+        str,
+        typer.Argument(metavar="SRC", help="a LoRA adapter's folder, or user/name[@revision]", show_default=False),
+    ],
     destination: Annotated[Path, typer.Argument(metavar="DST", help="a new folder", show_default=False)],
     to: Annotated[str, typer.Option("--to", help=FORMATS_HELP, show_default=False, autocompletion=complete_formats)],
     base: Annotated[
-        Optional[Path],  # noqa: UP045
-        typer.Option(help="the base model's folder (its config.json)", show_default="what the adapter names"),
+        Optional[str],  # noqa: UP045
+        typer.Option(help="the base's folder or id (its config.json is read)", show_default="what the adapter names"),
     ] = None,
     base_name: Annotated[
         Optional[str],  # noqa: UP045
@@ -30,11 +33,13 @@ def convert_adapter(
     """Write a LoRA adapter for the modules of another format, exactly: fused query_key_value to q, k, v and back."""
     from dataclasses import asdict
 
+    from glmlike.checkpoint.sources import local_adapter, local_config
+
     report = glmlike.convert_adapter(
-        source,
+        local_adapter(source),
         destination,
         to=to,  # type: ignore[arg-type]
-        base=base,
+        base=None if base is None else local_config(base),
         base_name=base_name,
         generation=generation,  # type: ignore[arg-type]
     )

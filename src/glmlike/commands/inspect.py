@@ -8,13 +8,19 @@ from pathlib import Path
 from typing import Any
 
 import glmlike
-from glmlike.commands.options import AsJson, Folder, Generation, SpecName
+from glmlike.commands.options import AsJson, Generation, Source, SpecName
 from glmlike.commands.printing import print_table, short
 
 
-def inspect(folder: Folder, generation: Generation = None, spec: SpecName = None, as_json: AsJson = False) -> None:
-    """What a folder holds: its format, its decoder, its tensors, and the formats it converts to."""
-    facts = _facts(folder, generation, spec)
+def inspect(folder: Source, generation: Generation = None, spec: SpecName = None, as_json: AsJson = False) -> None:
+    """What a folder holds: its format, its decoder, its tensors, and the formats it converts to.
+
+    Of a repository on the Hub only config and headers are read, where its weights are .safetensors files.
+    """
+    from glmlike.checkpoint.sources import headers
+
+    with headers(folder) as local:
+        facts = _facts(local, generation, spec)
     if as_json:
         print(json.dumps(facts, indent=2))
         return

@@ -18,8 +18,22 @@ def complete_formats(incomplete: str) -> list[str]:
 
 
 Folder = Annotated[Path, typer.Argument(help="a checkpoint's folder, in any known format", show_default=False)]
-AsJson = Annotated[bool, typer.Option("--json", help="print JSON instead of a table")]
+Source = Annotated[
+    str, typer.Argument(help="a checkpoint's folder, or user/name[@revision] on the Hub", show_default=False)
+]
 # typer reads these annotations at run time, where Python 3.10 needs Optional.
+MaxMemory = Annotated[
+    Optional[str],  # noqa: UP045
+    typer.Option(help="the most memory the whole process may use, such as 2GB", show_default="1GB"),
+]
+Workers = Annotated[
+    Optional[int],  # noqa: UP045
+    typer.Option(help="threads that read, hash and write", show_default="one a processor, at most 4", min=1),
+]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="print the plan and write nothing")]
+Resume = Annotated[bool, typer.Option("--resume", help="go on with an interrupted run")]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="no progress bar, no table")]
+AsJson = Annotated[bool, typer.Option("--json", help="print JSON instead of a table")]
 Generation = Annotated[
     Optional[str],  # noqa: UP045
     typer.Option(

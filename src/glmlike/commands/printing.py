@@ -37,3 +37,17 @@ def short(value: Any) -> str:
     if isinstance(value, dict):
         return ", ".join(f"{count} x {name}" for name, count in value.items())
     return str(value)
+
+
+def print_plan(plan: dict[str, Any], as_json: bool) -> None:
+    """The plan of a conversion or a merge: a line a step, then its totals."""
+    if as_json:
+        print(json.dumps(plan, indent=2, ensure_ascii=False))
+        return
+    for step in plan["steps"]:
+        shape = " x ".join(map(str, step["shape"])) or "scalar"
+        print(f"{step['file']}: {step['name']} {step['dtype']} {shape} <- {', '.join(step['sources'])} [{step['how']}]")
+    facts = {name: value for name, value in plan.items() if name not in ("steps", "memory", "identity", "merged")}
+    facts["merged"] = [f"{one['name']} ({one['sha256'][:12]}…)" for one in plan["merged"]]
+    facts |= {f"memory {name}": value for name, value in plan["memory"].items()}
+    print_table("plan", {name: short(value) for name, value in facts.items()})

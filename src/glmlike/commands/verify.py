@@ -8,14 +8,14 @@ from typing import Annotated, Optional
 import typer
 
 import glmlike
-from glmlike.commands.options import AsJson, Folder, Generation, SpecName
+from glmlike.commands.options import AsJson, Generation, Source, SpecName
 from glmlike.commands.printing import print_report
 from glmlike.errors import GlmLikeError
 
 
 def verify(
-    left: Folder,
-    right: Folder,
+    left: Source,
+    right: Source,
     logits: Annotated[
         bool, typer.Option("--logits", help="run both decoders, a layer at a time, and compare what they compute")
     ] = False,
@@ -32,8 +32,11 @@ def verify(
 
     With --logits, that they compute the same: for folders whose numbers were rounded, quantized or trained on.
     """
+    from glmlike.checkpoint.sources import local_folder
+
+    mine, theirs = local_folder(left), local_folder(right)
     if not logits:
-        count = glmlike.verify(left, right, generation=generation, spec=spec)  # type: ignore[arg-type]
+        count = glmlike.verify(mine, theirs, generation=generation, spec=spec)  # type: ignore[arg-type]
         said = f"equal: {count} tensors of {left} and {right} have the same dtype, shape and bytes"
         print(json.dumps({"equal": True, "tensors": count}) if as_json else said)
         return
@@ -41,7 +44,7 @@ def verify(
 
     from glmlike.parity import parity
 
-    report = parity(left, right, layers=layers, tolerance=tolerance, generation=generation, spec=spec)  # type: ignore[arg-type]
+    report = parity(mine, theirs, layers=layers, tolerance=tolerance, generation=generation, spec=spec)  # type: ignore[arg-type]
     print_report("computed", {"equal": report.equal, **asdict(report)}, as_json)
     if not report.equal:
         raise GlmLikeError(
