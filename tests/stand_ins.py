@@ -37,8 +37,7 @@ def write_stand_ins(place: Path, make: Callable[..., Any], golden: Path) -> None
     known = json.loads((TINY / "config.json").read_text(encoding="utf8"))
     ids = {name: value for name, value in known.items() if name.endswith("token_id")}
     for name, (small, fmt, generation) in SMALL.items():
-        heads = SPECS[small].num_attention_heads
-        hidden = 64 * heads if fmt in ("chatglm-6b", "glm-10b") else 128
+        hidden = 64 * SPECS[small].num_attention_heads
         sizes = {"hidden_size": hidden, "intermediate_size": 192, "head_dim": 64, "vocab_size": known["vocab_size"]}
         if fmt == "glm-10b":
             sizes["intermediate_size"] = 4 * hidden

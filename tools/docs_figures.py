@@ -1,7 +1,7 @@
 """The pictures of docs/figures, drawn from what the package computes: python tools/docs_figures.py
 
-Masks are those of ``glmlike.masking``, positions those of ``glmlike.prefix``, pairs those of ``glmlike.rotary``; nothing
-here knows what they should be.
+Masks are those of ``glmlike.masking``, positions those of ``glmlike.prefix``, pairs those of ``glmlike.rotary``;
+nothing here knows what they should be.
 """
 
 from __future__ import annotations
@@ -89,7 +89,7 @@ def mask_text(drawn: Grid) -> str:
 
 
 def pairs(spec: DecoderSpec) -> list[tuple[int | None, int | None]]:
-    """Of every feature of a head: the pair it turns in, and the coordinate that turns it; None for one that does not."""
+    """Of every feature of a head: the pair it turns in, and the coordinate that turns it; None where none does."""
     config = GlmLikeConfig.from_spec(spec.replace(**_SMALL))
     coordinates = 2 if spec.positions == "rotary_2d" else 1
     found: list[tuple[int | None, int | None]] = [(None, None)] * spec.head_dim
