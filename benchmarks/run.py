@@ -7,10 +7,11 @@ import convert
 import import_time
 import load
 import loss
+import quantization
 import speed
 import tokenization
 
 if __name__ == "__main__":
-    for benchmark in (import_time, load, speed, collator, loss, convert, tokenization):
+    for benchmark in (import_time, load, speed, collator, loss, convert, tokenization, quantization):
         print(f"== {benchmark.__name__}")
         benchmark.main()

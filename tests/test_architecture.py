@@ -125,6 +125,12 @@ MAY: dict[str, set[str]] = {
         *("glmlike.tokenization.detection", "glmlike.tokenization.generations", "glmlike.tokenization.kinds"),
         *("glmlike.tokenization.prompts", "glmlike.tokenization.corners", "glmlike.tokenization.mixed"),
     },
+    "tokenization/probes": {"glmlike.tokenization.generations"},
+    "tokenization/plain": {
+        *("glmlike.errors", "glmlike.tokenization.generations", "glmlike.tokenization.probes"),
+        "glmlike.tokenization.tokenizer",
+    },
+    "tokenization/without_glmlike": {"transformers"},
     "tokenization/templates": {"glmlike.errors"},
     "tokenization/untrusted": set(),
     "tokenization/pieces": {"transformers", "glmlike.tokenization.untrusted"},
@@ -133,7 +139,13 @@ MAY: dict[str, set[str]] = {
     "tokenization/piece_inputs": {"torch", "transformers", "glmlike.errors"},
     "tokenization/replies": {"glmlike.errors"},
     "renamed": {"transformers"},
-    "integers": {"torch"},
+    "integers": {"torch", "glmlike.errors"},
+    "four_bits": {"torch", "bitsandbytes"},
+    "quantizing/methods": {"torch", "torchao", "transformers", "glmlike.errors", "glmlike.quantization"},
+    "quantizing/matrices": {
+        *("torch", "torchao", "transformers", "bitsandbytes", "glmlike.checkpoint.quantized", "glmlike.configuration"),
+        *("glmlike.errors", "glmlike.integers", "glmlike.modeling", "glmlike.quantizing.methods"),
+    },
     "quantization": {"torch", "transformers", "glmlike.errors", "glmlike.hub_json", "glmlike.integers"},
     "loading": {
         *("torch", "transformers", "safetensors"),
@@ -145,7 +157,14 @@ MAY: dict[str, set[str]] = {
     },
     "modeling": {
         *("torch", "transformers"),
-        *("glmlike.attention", "glmlike.chat", "glmlike.configuration", "glmlike.errors", "glmlike.feed_forward"),
+        *(
+            "glmlike.attention",
+            "glmlike.chat",
+            "glmlike.configuration",
+            "glmlike.errors",
+            "glmlike.feed_forward",
+            "glmlike.four_bits",
+        ),
         *(
             "glmlike.loading",
             "glmlike.lora",
@@ -186,7 +205,7 @@ MAY: dict[str, set[str]] = {
     },
     "push": {
         *("huggingface_hub", "glmlike.errors", "glmlike.hub_json", "glmlike.checkpoint.convert"),
-        *("glmlike.push_checks", "glmlike.remote_code"),
+        *("glmlike.push_checks", "glmlike.remote_code", "glmlike.checkpoint.tokenizers"),
     },
     "checkpoint/layouts": {"torch", "glmlike.errors"},
     "checkpoint/rules": {"glmlike.errors", "glmlike.checkpoint.layouts"},
@@ -249,6 +268,10 @@ MAY: dict[str, set[str]] = {
         *("torch", "glmlike.errors", "glmlike.checkpoint.layouts", "glmlike.checkpoint.streams"),
     },
     "checkpoint/lazy": {"torch"},
+    "checkpoint/spooled": {
+        *("torch", "glmlike.checkpoint.containers", "glmlike.checkpoint.headers", "glmlike.checkpoint.shards"),
+        *("glmlike.checkpoint.checksums", "glmlike.checkpoint.streams", "glmlike.errors"),
+    },
     "checkpoint/ranks": {
         *("torch", "glmlike.errors", "glmlike.integers", "glmlike.checkpoint.headers", "glmlike.checkpoint.layouts"),
         *("glmlike.checkpoint.quantized", "glmlike.checkpoint.shards", "glmlike.checkpoint.splits"),
@@ -269,6 +292,10 @@ MAY: dict[str, set[str]] = {
     },
     "checkpoint/companions": {
         *("glmlike.hub_json", "glmlike.checkpoint.detection", "glmlike.checkpoint.inside", "glmlike.checkpoint.shards"),
+        "glmlike.checkpoint.tokenizers",
+    },
+    "checkpoint/tokenizers": {  # a child process reads vocabularies
+        *("glmlike.errors", "glmlike.hub_json", "glmlike.checkpoint.inside", "glmlike.checkpoint.shards"),
     },
     "checkpoint/destination": {
         *("glmlike.errors", "glmlike.checkpoint", "glmlike.checkpoint.provenance", "glmlike.checkpoint.byte_files"),

@@ -23,6 +23,7 @@ from glmlike.commands import (
     inspect,
     merge,
     push,
+    quantize,
     verify,
 )
 from glmlike.errors import GlmLikeError
@@ -88,6 +89,7 @@ for _panel, _command in (
     ("Look", inspect.inspect),
     ("Look", verify.verify),
     ("Convert", convert.convert),
+    ("Convert", quantize.quantize),
     ("Fine-tunes and adapters", merge.merge),
     ("Fine-tunes and adapters", convert_adapter.convert_adapter),
     ("Fine-tunes and adapters", card.card),

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from importlib.util import find_spec
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any
@@ -12,6 +14,7 @@ import torch
 from safetensors import SafetensorError
 from transformers.configuration_utils import PreTrainedConfig
 from transformers.modeling_utils import PreTrainedModel
+from transformers.quantizers.auto import AutoQuantizationConfig
 from transformers.utils import logging
 
 from glmlike import hub_json
@@ -148,6 +151,7 @@ def resolve_files(where: Any, config: Any, kwargs: dict[str, Any]) -> Any:
         return config
     for make in _key_mappings if dropped else ():
         kwargs["key_mapping"] = {**make(dropped), **(kwargs.get("key_mapping") or {})}
+    _require_packages(fields, where)
     bits = hub_json.integer_bits(fields, str(where))
     if isinstance(asked, dict) and asked.get("quant_method") == hub_json.INTEGER_METHOD:
         asked = GlmIntConfig(**asked)
@@ -163,6 +167,74 @@ def resolve_files(where: Any, config: Any, kwargs: dict[str, Any]) -> Any:
             "makes floats of them, then load DST with it."
         )
     return config
+
+
+_PACKAGES = {
+    "gptq": (("optimum", "gptqmodel"), "GPTQ"),
+    "awq": (("gptqmodel",), "AWQ"),
+    "compressed-tensors": (("compressed_tensors",), "compressed-tensors"),
+    "torchao": (("torchao",), "torchao"),
+    "bitsandbytes": (("bitsandbytes", "accelerate"), "bitsandbytes"),
+}
+"""What transformers needs to read files that another library quantized."""
+
+
+def _require_packages(fields: Mapping[str, Any], where: Any) -> None:
+    """Raise ConfigError if config.json says that the files need a package that is not installed."""
+    said = fields.get("quantization_config") or {}
+    packages, name = _PACKAGES.get(said.get("quant_method", "") if isinstance(said, Mapping) else "", ((), ""))
+    missing = [package.replace("_", "-") for package in packages if find_spec(package) is None]
+    if missing:
+        needed = " ".join(packages).replace("_", "-")
+        gpu = " (which needs a GPU)" if "gptqmodel" in packages else ""
+        raise ConfigError(
+            f"{where}: its matrices are quantized by {name}, and {' and '.join(missing)} is not installed. Run "
+            f"`pip install {needed}`{gpu}, or use the repository of the floats it was made of."
+        )
+
+
+_SKIP_LISTS = ("llm_int8_skip_modules", "modules_to_not_convert", "skip_modules")
+"""What the quantization configs of transformers call the modules that stay floats."""
+
+
+def keep_head(head: str, where: Any, config: Any, kwargs: dict[str, Any]) -> Any:
+    """The config to load with: a classifier's ``head`` stays floats, whatever quantizes or has quantized the decoder.
+
+    transformers leaves the last *parameter* of a model out, which is such a head's bias, and its matrix is replaced by
+    an empty quantized one: a head that is to be trained would fail in its first forward.
+    """
+    hub = {name: kwargs[name] for name in _HUB_ARGUMENTS if name in kwargs}
+    asked = kwargs.get("quantization_config")
+    if asked is not None:
+        kwargs["quantization_config"] = _with_skipped(asked, head)
+    stored = getattr(config, "quantization_config", None)
+    if config is None and where is not None:
+        stored = GlmLikeConfig.get_config_dict(where, **hub)[0].get("quantization_config")
+    if not stored:
+        return config
+    if not isinstance(config, GlmLikeConfig):
+        config = GlmLikeConfig.from_pretrained(config or where, **hub)
+    skipped = _with_skipped(stored, head)
+    config.quantization_config = skipped if isinstance(skipped, Mapping) else skipped.to_dict()
+    return config
+
+
+def _with_skipped(quantization: Any, head: str) -> Any:
+    """A copy of a quantization config, an object or a dict of its fields, that skips ``head`` as well.
+
+    A list that says nothing is transformers' default, and of a classifier that is its head alone.
+    """
+    if isinstance(quantization, Mapping):
+        if quantization.get("quant_method") == hub_json.INTEGER_METHOD:
+            return quantization
+        if quantization.get("quant_method") == "compressed-tensors":
+            return {**quantization, "ignore": [*(quantization.get("ignore") or ()), head]}
+        quantization = AutoQuantizationConfig.from_dict(dict(quantization))
+    found = copy.deepcopy(quantization)
+    for name in _SKIP_LISTS:
+        if hasattr(found, name):
+            setattr(found, name, [*(part for part in getattr(found, name) or () if part != head), head])
+    return found
 
 
 def _complete(asked: GlmIntConfig, bits: int | None, fields: Mapping[str, Any], where: Any) -> dict[str, Any]:
@@ -194,8 +266,11 @@ def require_integers_declared(info: dict[str, Any], where: str) -> None:
 
 
 @contextmanager
-def one_sentence(where: str) -> Iterator[None]:
-    """Turn the readers' failures on damaged or unsafe files into one CheckpointError that names the place."""
+def one_sentence(where: str, *, bare: bool = False) -> Iterator[None]:
+    """Turn the readers' failures on damaged or unsafe files into one CheckpointError that names the place.
+
+    ``bare``: a decoder without a head is being loaded, under shorter names than those of a language model.
+    """
     failures: list[str] = []
     token = conversion_failures.set(failures)
     try:
@@ -203,6 +278,11 @@ def one_sentence(where: str) -> Iterator[None]:
     except RuntimeError as error:
         if failures and not isinstance(error, CheckpointError):
             raise CheckpointError(f"{where}: {failures[0]}") from error
+        if bare and _said_method(where) == "torchao":
+            raise CheckpointError(
+                f"{where}: torchao's files name their tensors as the model that was saved, with a head, and are not "
+                "found under the names of one without. Load it with AutoModelForCausalLM and use its .model."
+            ) from error
         raise
     except SafetensorError as error:
         raise CheckpointError(
@@ -215,6 +295,26 @@ def one_sentence(where: str) -> Iterator[None]:
         ) from error
     finally:
         conversion_failures.reset(token)
+
+
+def _said_method(where: str) -> Any:
+    """The ``quant_method`` that a local folder's config.json says."""
+    if not (Path(where) / "config.json").is_file():
+        return None
+    fields, _ = GlmLikeConfig.get_config_dict(where)
+    return (fields.get("quantization_config") or {}).get("quant_method")
+
+
+def recompress(model: PreTrainedModel) -> None:
+    """Put compressed-tensors' matrices back in the form that config.json says they are saved in.
+
+    The first forward decompresses them for good, and transformers would then save floats as if they were compressed.
+    """
+    quantizer = getattr(model, "hf_quantizer", None)
+    compressor = getattr(quantizer, "compressor", None)
+    statuses = (getattr(module, "quantization_status", None) for module in model.modules())
+    if compressor is not None and any(status == "decompressed" for status in statuses):
+        compressor.compress_model(model)
 
 
 def require_shapes(info: dict[str, Any], where: str) -> None:

@@ -31,10 +31,13 @@ from glmlike.chat import ChatMixin
 from glmlike.configuration import ChatGLMConfig, GlmLikeConfig, as_native
 from glmlike.errors import ConfigError
 from glmlike.feed_forward import GlmLikeMLP
+from glmlike.four_bits import keep_4bit_exact
 from glmlike.generation import InfillingGenerationMixin
 from glmlike.loading import (
+    keep_head,
     one_sentence,
     open_folder,
+    recompress,
     require_decoder,
     require_integers_declared,
     require_readable,
@@ -123,6 +126,8 @@ class GlmLikePreTrainedModel(PreTrainedModel):
     config: GlmLikeConfig
     config_class = GlmLikeConfig
     base_model_prefix = "model"
+    classifier_head: ClassVar[str | None] = None
+    """The module that a classifier adds to the decoder: it is never quantized."""
     supports_gradient_checkpointing = True
     _no_split_modules: ClassVar[list[str]] = ["GlmLikeDecoderLayer"]
     _skip_keys_device_placement: ClassVar[list[str]] = [CACHE]
@@ -170,9 +175,11 @@ class GlmLikePreTrainedModel(PreTrainedModel):
         require_readable(pretrained_model_name_or_path, kwargs)
         config = resolve_config(pretrained_model_name_or_path, config, generation, kwargs)
         config = resolve_files(pretrained_model_name_or_path, config, kwargs)
+        if cls.classifier_head is not None:
+            config = keep_head(cls.classifier_head, pretrained_model_name_or_path, config, kwargs)
         return_info = kwargs.pop("output_loading_info", False)
         reinitialize = kwargs.pop("ignore_mismatched_sizes", False)
-        with one_sentence(where):
+        with one_sentence(where, bare=cls is GlmLikeModel):
             model, info = super().from_pretrained(
                 pretrained_model_name_or_path,
                 *model_args,
@@ -189,6 +196,8 @@ class GlmLikePreTrainedModel(PreTrainedModel):
             model.config.name_or_path = model.name_or_path = where
         if opened is not None or kwargs.get("state_dict") is None:  # tensors handed over are the caller's own choice
             require_decoder(model, info, where)
+        if getattr(model, "is_loaded_in_4bit", False):
+            keep_4bit_exact(model)
         warn_about_cpu_float16(model, where)
         return (model, info) if return_info else model
 
@@ -220,6 +229,7 @@ class GlmLikePreTrainedModel(PreTrainedModel):
                 "save_original_format=True: a glmlike model is always saved in native names (reversing a fused layout "
                 "after quantization corrupts it). Save, then `glmlike convert SRC DST --to FORMAT`."
             )
+        recompress(self)
         return super().save_pretrained(save_directory, *args, save_original_format=False, **kwargs)
 
 
@@ -418,6 +428,8 @@ class GlmLikeForCausalLM(GlmLikePreTrainedModel, InfillingGenerationMixin, ChatM
 class GlmLikeForSequenceClassification(GenericForSequenceClassification, GlmLikePreTrainedModel):
     """A linear score of the last token that is not padding: logits [B, num_labels]."""
 
+    classifier_head = "score"
+
     def __init__(self, config: GlmLikeConfig):
         super().__init__(as_native(config))
 
@@ -425,12 +437,16 @@ class GlmLikeForSequenceClassification(GenericForSequenceClassification, GlmLike
 class GlmLikeForTokenClassification(GenericForTokenClassification, GlmLikePreTrainedModel):
     """A linear score of every token: logits [B, T, num_labels]."""
 
+    classifier_head = "score"
+
     def __init__(self, config: GlmLikeConfig):
         super().__init__(as_native(config))
 
 
 class GlmLikeForQuestionAnswering(GenericForQuestionAnswering, GlmLikePreTrainedModel):
     """Start and end scores of an answer span: two logits [B, T]."""
+
+    classifier_head = "qa_outputs"
 
     def __init__(self, config: GlmLikeConfig):
         super().__init__(as_native(config))

@@ -17,14 +17,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from glmlike.checkpoint.convert import Detection, convert, detect
-from glmlike.errors import PushError
+from glmlike.checkpoint.tokenizers import PATTERNS, rewrite
+from glmlike.errors import PushError, TokenizerError
 from glmlike.hub_json import FORMATS
 from glmlike.push_checks import (
     ADAPTER,
     card_notes,
+    class_of_no_transformers,
     files_to_push,
     require_adapter,
-    require_plain_tokenizer,
     require_repo_id,
     require_tokenizer,
 )
@@ -96,7 +97,8 @@ def prepared(
     """What pushing ``folder`` to ``repo`` would upload, all checks passed; what was converted is there in the body.
 
     ``to`` is a format of :func:`glmlike.convert`, or ``"remote-code"``: native, with the decoder's source beside it
-    (see :mod:`glmlike.remote_code`). Folders of PEFT adapters are pushed as they are. The Hub is not asked.
+    (see :mod:`glmlike.remote_code`) and a tokenizer of transformers' own class. Folders of PEFT adapters are pushed as
+    they are. The Hub is not asked.
 
     Raises:
         PushError: the name is none, the folder lacks a part, or there is no room to convert it.
@@ -118,7 +120,8 @@ def prepared(
         converted, fmt = _converted(found, to, Path(room), {"generation": generation, "spec": spec})
         files, left_out = files_to_push(converted)
         if to == REMOTE_CODE:
-            require_plain_tokenizer(converted)
+            files, said = _with_plain_tokenizer(files, converted, found.folder, Path(room) / "tokenizer")
+            notes = (*notes, *said)
             files |= {path.name: path for path in write_remote_code(converted, Path(room))}
         yield replace(
             base,
@@ -218,6 +221,32 @@ def _adapter(base: Upload, to: str | None) -> Upload:
     files, left_out = files_to_push(base.folder)
     notes = (f"an adapter of {model}", *card_notes(base.folder))
     return replace(base, found_format="peft", format="peft", files=files, left_out=left_out, notes=notes)
+
+
+def _with_plain_tokenizer(
+    files: dict[str, Path], folder: Path, origin: Path, room: Path
+) -> tuple[dict[str, Path], tuple[str, ...]]:
+    """The files with a tokenizer that people without glmlike can load, and what to say of one that was made so.
+
+    The folder's own is taken where it is of a class of transformers. Else ``origin``, which was converted, is read.
+
+    Raises:
+        PushError: neither is a tokenizer that can be written for transformers alone.
+    """
+    name = class_of_no_transformers(folder)
+    if name is None or not any(path.is_file() for pattern in PATTERNS for path in folder.glob(pattern)):
+        return files, ()
+    try:
+        made = rewrite(folder, room, "glmlike", plain=True)
+    except TokenizerError as error:
+        raise PushError(str(error)) from None
+    if made.folder is None:
+        raise PushError(
+            f"{origin}: tokenizer_class={name!r} is no class of transformers, so people without glmlike could not load "
+            f"it, and {made.note}. Save it as a tokenizer.json (TokenizersBackend), or push in another format."
+        )
+    kept = {path: file for path, file in files.items() if not any(fnmatch(path, pattern) for pattern in PATTERNS)}
+    return kept | {path.name: path for path in made.folder.iterdir()}, (made.note or "",)
 
 
 def _converted(found: Detection, to: str | None, room: Path, options: dict[str, Any]) -> tuple[Path, str]:

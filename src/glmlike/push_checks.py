@@ -63,20 +63,16 @@ def require_tokenizer(folder: Path) -> None:
         )
 
 
-def require_plain_tokenizer(folder: Path) -> None:
-    """Raise PushError if a tokenizer needs a class that transformers alone does not have."""
+def class_of_no_transformers(folder: Path) -> str | None:
+    """The class that a folder's tokenizer needs, if transformers alone does not have it; "" if none is said."""
     path = folder / "tokenizer_config.json"
     name = read_json(path).get("tokenizer_class") if path.is_file() else None
     if name is None:
-        return
+        return None if (folder / "tokenizer.json").is_file() else ""
     from transformers.models.auto.tokenization_auto import tokenizer_class_from_name
 
     found = tokenizer_class_from_name(name)
-    if found is None or not found.__module__.startswith("transformers."):
-        raise PushError(
-            f"{path}: tokenizer_class={name!r} is no class of transformers, so people without glmlike could not load "
-            "it. Save it as a tokenizer.json (TokenizersBackend), or push in another format."
-        )
+    return None if found is not None and found.__module__.startswith("transformers.") else str(name)
 
 
 def require_adapter(folder: Path) -> str:

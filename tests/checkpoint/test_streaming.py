@@ -200,7 +200,7 @@ def test_moved_bytes_are_proved_by_their_places_and_the_source_is_not_read_again
 
 
 def test_the_record_says_where_numbers_come_from_and_names_no_path(source: Path, tmp_path: Path) -> None:
-    convert(source, tmp_path / "out", to="glm", max_shard_size="50KB", sha256=True)
+    convert(source, tmp_path / "out", to="glm", max_shard_size="50KB")
     record = json.loads((tmp_path / "out" / "glmlike.json").read_text())
     assert record["source"]["files"] == {"model.safetensors": sha256(source / "model.safetensors")}
     assert (record["source"]["name"], record["source"]["format"], record["format"]) == ("source", "chatglm", "glm")
@@ -252,13 +252,14 @@ def test_what_the_hub_said_of_a_file_is_recorded_and_can_be_checked(
     digest = sha256(source / "model.safetensors")
     folder = downloaded(source, tmp_path, digest)
     said = []
-    for name, checked in (("a", False), ("b", True)):
+    for name, checked in (("a", False), ("b", True), ("c", None)):
         convert(folder, tmp_path / name, to="glm", verify=mode, sha256=checked)
         record = json.loads((tmp_path / name / "glmlike.json").read_text())
         said.append({key: record["source"].get(key) for key in ("files", "published_files")})
         assert metadata(tmp_path / name / "model.safetensors")["source"].items() <= record["source"].items()
     known = {"model.safetensors": digest}
-    assert said == [{"files": None, "published_files": known}, {"files": known, "published_files": None}]
+    noted, computed = {"files": None, "published_files": known}, {"files": known, "published_files": None}
+    assert said == [noted, computed, noted]
 
 
 @pytest.mark.parametrize("downloaded", [in_cache, in_own_folder])

@@ -66,6 +66,7 @@ MISTAKES = {
         "{tiny} {text}/out --to glmlike",
         "{tiny} out --to x",
     ),
+    "quantize": ("nowhere out -m nf4", "{tiny} {taken} -m nf4", "{tiny} out -m x", "{empty} out -m nf4"),
     "merge": ("nowhere nowhere out", "{tiny} nowhere out", "{tiny} {empty} out"),
     "convert-adapter": ("nowhere out --to glm", "{empty} out --to glm"),
     "card": ("nowhere", "{empty}", "{text}"),

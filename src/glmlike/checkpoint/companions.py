@@ -4,18 +4,17 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from glmlike.checkpoint.detection import Detection
 from glmlike.checkpoint.inside import require_inside
 from glmlike.checkpoint.shards import read_json
+from glmlike.checkpoint.tokenizers import PATTERNS
 from glmlike.hub_json import INTEGER_METHOD, Format, carried_fields
 
-_COMPANIONS = (
-    *("generation_config.json", "tokenizer*", "special_tokens_map.json", "added_tokens.json", "chat_template*"),
-    *("*.model", "vocab*", "merges.txt", "*LICENSE*", "README*", "additional_chat_templates"),
-)
+_COMPANIONS = ("generation_config.json", "*LICENSE*", "README*", "additional_chat_templates")
 
 
 def carried(source: Detection) -> dict[str, Any]:
@@ -31,8 +30,8 @@ def undefaulted_tokens(to: Format) -> dict[str, None]:
     return {} if to == "chatglm" else dict.fromkeys(("bos_token_id", "eos_token_id", "pad_token_id"))
 
 
-def copy_companions(source: Path, target: Path) -> None:
-    """Copy the files that belong to a model into ``target``, beside its weights.
+def copy_companions(source: Path, target: Path, *, tokenizer: Sequence[str] = PATTERNS) -> None:
+    """Copy the files that belong to a model into ``target``, beside its weights: of its tokenizer, those patterns.
 
     Raises:
         CheckpointError: one of them is a link that leads out of ``source``.
@@ -41,7 +40,12 @@ def copy_companions(source: Path, target: Path) -> None:
     def copy(path: str | Path, to: str | Path) -> None:
         shutil.copyfile(require_inside(Path(path), source), to)
 
-    paths = {path for pattern in _COMPANIONS for path in source.glob(pattern) if path.suffix not in (".py", ".pyc")}
+    paths = {
+        path
+        for pattern in (*_COMPANIONS, *tokenizer)
+        for path in source.glob(pattern)
+        if path.suffix not in (".py", ".pyc")
+    }
     for path in sorted(paths):
         if path.is_dir():
             ignore = shutil.ignore_patterns("*.py", "*.pyc")

@@ -34,6 +34,7 @@ from glmlike.checkpoint.ranked import RANKED
 from glmlike.checkpoint.rules import require_exact
 from glmlike.checkpoint.shards import parse_size
 from glmlike.checkpoint.streams import Stream, digest
+from glmlike.checkpoint.tokenizers import NewTokenizer, written_anew
 from glmlike.checkpoint.verification import verify_written
 from glmlike.errors import CheckpointError, ConfigError
 from glmlike.hub_json import FORMATS, Format, Generation, write_config
@@ -85,7 +86,7 @@ def convert(
     max_memory: str | int | None = ...,
     workers: int | None = ...,
     verify: Verify | None = ...,
-    sha256: bool = ...,
+    sha256: bool | None = ...,
     resume: bool = ...,
     watch: Watch | None = ...,
     dry_run: Literal[False] = ...,
@@ -106,7 +107,7 @@ def convert(
     max_memory: str | int | None = ...,
     workers: int | None = ...,
     verify: Verify | None = ...,
-    sha256: bool = ...,
+    sha256: bool | None = ...,
     resume: bool = ...,
     watch: Watch | None = ...,
     dry_run: Literal[True],
@@ -126,7 +127,7 @@ def convert(
     max_memory: str | int | None = None,
     workers: int | None = None,
     verify: Verify | None = None,
-    sha256: bool = False,
+    sha256: bool | None = None,
     resume: bool = False,
     watch: Watch | None = None,
     dry_run: bool = False,
@@ -138,9 +139,11 @@ def convert(
     report's ``notes`` say so. ``dtype`` has every floating-point tensor rounded to it.
 
     config.json is written for the target; tokenizer, generation config, chat template, licence and card are copied;
-    code files are not; ``glmlike.json`` and the files' metadata say where the numbers come from. ``generation`` and
-    ``spec`` are those of :func:`detect`. ``to="glm-130b"`` and ``to="meta"`` write ``model_config.json`` or
-    ``params.json``, and ``tensor_parallel`` rank files (default 1).
+    code files are not; ``glmlike.json`` and the files' metadata say where the numbers come from. A tokenizer that
+    readers of ``to`` could not take (ChatGLM's vocabulary for ``to="glm"``) is written anew as tokenizer.json, by a
+    process of its own that takes up to 600 MB for some seconds; its ids are compared with the source's, and the notes
+    say so. ``generation`` and ``spec`` are those of :func:`detect`. ``to="glm-130b"`` and ``to="meta"`` write
+    ``model_config.json`` or ``params.json``, and ``tensor_parallel`` rank files (default 1).
 
     ``to="gguf"`` writes the file ``dst`` for llama.cpp, and a ``src`` that ends in .gguf is read. ``dtype`` is then
     that of :func:`glmlike.checkpoint.gguf.write_gguf` (default: the source's own) or ``read_gguf``; the options of rank
@@ -159,9 +162,10 @@ def convert(
     memory: that the disk holds them is what the system says when everything is synced, last. "none" neither reads back
     nor hashes: the kernel moves the bytes, the records have no hashes, and an interrupted run leaves nothing to resume.
 
-    ``sha256=True`` also hashes the files of weights of ``src`` as the Hub does: the records have the sums, and where
-    the Hub's client noted what they were on the Hub, they must be those. Without it the records have the noted ones,
-    as ``published_files``. ``watch`` is told of progress. ``dry_run=True`` returns the plan, writes nothing, and puts
+    The records have the sha256 of every file of weights of ``src``, as the Hub shows them. By default they are those
+    that the Hub's client noted (``published_files``: files of a download are not read for it), and where one has no
+    note, all are computed (``files``), unless ``verify="none"``. ``sha256=True`` always computes them, and they must be
+    the noted ones; ``sha256=False`` never does, which is half the work on two cores. ``watch`` is told of progress. ``dry_run=True`` returns the plan, writes nothing, and puts
     what is missing or unknown into the plan instead of raising.
 
     Raises:
@@ -169,6 +173,7 @@ def convert(
             small; a number does not fit ``dtype``; a file is not what it was on the Hub; what was interrupted was
             another conversion.
         CannotExpressError: ``to`` has no way to say this decoder.
+        TokenizerError: transformers would read the tokenizer of a ``to`` folder otherwise than it is.
         GlmLikeError: ``to``, a size or ``tensor_parallel`` is not one, or is of the other kind of files.
     """
     started = time.perf_counter()
@@ -178,7 +183,7 @@ def convert(
             max_memory=max_memory,
             workers=workers,
             verify=verify,
-            sha256=sha256 or None,
+            sha256=sha256,
             resume=resume or None,
             dry_run=dry_run or None,
         )
@@ -216,7 +221,7 @@ def convert(
         return plan
     require_new(plan)
     require_equal_copies(source)
-    resumed = run_plan(plan, resume, watch)
+    resumed, tokenizer = run_plan(plan, resume, watch)
     return ConversionReport(
         source=source.folder,
         destination=plan.destination,
@@ -225,7 +230,7 @@ def convert(
         tensors=len(plan.steps),
         bytes=plan.bytes,
         dropped=plan.dropped,
-        notes=plan.notes,
+        notes=(*plan.notes, *tokenizer),
         seconds=time.perf_counter() - started,
         bytes_moved=plan.bytes_moved,
         resumed=resumed,
@@ -254,31 +259,43 @@ def _plan_with_torch(*arguments: Any, **options: Any) -> Plan:
     return make_plan(*arguments, **options)
 
 
-def run_plan(plan: Plan, resume: bool, watch: Watch | None) -> int:
-    """Write, verify and move into place; the number of tensors that an earlier run had written."""
+def run_plan(plan: Plan, resume: bool, watch: Watch | None) -> tuple[int, tuple[str, ...]]:
+    """Write, verify and move into place; how many tensors an earlier run had written, and notes on the tokenizer.
+
+    The tokenizer comes first: if it cannot be written, nobody has waited for the weights.
+    """
     before = provenance.earlier_record(plan.source)
     total = plan.bytes if plan.verify == "none" else 2 * plan.bytes + source_bytes(plan)
-    with partial_folder(plan, resume=resume) as (folder, journal), (watch or _unwatched)(total) as progress:
+    with (
+        partial_folder(plan, resume=resume) as (folder, journal),
+        written_anew(plan.source, plan.source_format, plan.target_format, folder) as tokenizer,
+        (watch or _unwatched)(total) as progress,
+    ):
         written = carry_out(plan, folder, journal, Crew(plan.memory.workers, progress))
         text = json.dumps(plan.config, indent=2) + "\n"
         (folder / config_file(plan)).write_text(text, encoding="utf8")
         verify_written(plan, folder, written, Crew(plan.memory.workers, progress))
-        (folder / provenance.RECORD).write_text(_record(plan, written.sums, before), encoding="utf8")
-        copy_companions(plan.source, folder)
-    return written.resumed
+        (folder / provenance.RECORD).write_text(_record(plan, written.sums, before, tokenizer), encoding="utf8")
+        copy_companions(plan.source, folder, tokenizer=tokenizer.copied)
+        tokenizer.move_into(folder)
+    return written.resumed, () if tokenizer.note is None else (tokenizer.note,)
 
 
 def _unwatched(total: int) -> AbstractContextManager[Progress | None]:
     return nullcontext()
 
 
-def _record(plan: Plan, sums: Mapping[tuple[str, str], Sums], before: dict[str, Any] | None) -> str:
+def _record(
+    plan: Plan, sums: Mapping[tuple[str, str], Sums], before: dict[str, Any] | None, tokenizer: NewTokenizer
+) -> str:
     origin = provenance.origin_of(plan.source)
     tensors: dict[str, dict[str, str]] = {file: {} for file in plan.files}
     for (file, name), found in sums.items():
         tensors[file][name] = found.hash
     ends = (plan.source_format, plan.target_format)
-    return provenance.record(origin, *ends, plan.identity, plan.source_files, tensors, before, plan.merged)
+    return provenance.record(
+        origin, *ends, plan.identity, plan.source_files, tensors, before, plan.merged, others=tokenizer.record
+    )
 
 
 def _require_no_others(**options: Any) -> None:

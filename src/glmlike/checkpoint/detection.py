@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Set
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,7 +21,7 @@ from glmlike.checkpoint.shards import Checkpoint, open_checkpoint, read_json
 from glmlike.checkpoint.streams import Dequantized, Stream, dtype_name, first_difference
 from glmlike.checkpoint.through_layouts import to_native_streams
 from glmlike.errors import CheckpointError, ConfigError
-from glmlike.hub_json import Format, Generation, dropped_rows, integer_bits, read_spec
+from glmlike.hub_json import INTEGER_METHOD, Format, Generation, dropped_rows, integer_bits, read_spec
 from glmlike.hub_json import detect as detect_config
 from glmlike.integers import dequantize
 from glmlike.spec import DecoderSpec
@@ -110,6 +110,7 @@ def detect(
     found = look(folder, generation=generation, spec=spec)
     expected = _expected(found)
     tensors = found.checkpoint.tensors
+    _require_own_numbers(found.folder, found.config, expected.keys() ^ (tensors.keys() - set_aside(found)))
     require_exact(expected, tensors.keys() - set_aside(found), str(found.folder), found.said_by)
     require_shapes(expected, tensors, found.said_by)
     return found
@@ -131,6 +132,17 @@ def look(
     found = _detect_by_config(folder, generation)
     require_agreement(found.spec, spec, folder / "config.json")
     return found
+
+
+def _require_own_numbers(folder: Path, config: dict[str, Any], wrong: Set[str]) -> None:
+    """Raise ConfigError if tensors are ``wrong`` because another library quantized them, as config.json says."""
+    method = (config.get("quantization_config") or {}).get("quant_method")
+    if wrong and method not in (None, INTEGER_METHOD):
+        raise ConfigError(
+            f"{folder}: quantized by {method}: its files hold that library's tensors (first: {min(wrong)!r}), "
+            "not the decoder's. Use the floats it was made of; or load it with AutoModelForCausalLM, call dequantize() "
+            "where the library has it, and save_pretrained."
+        )
 
 
 def missing_and_unknown(found: Detection) -> tuple[list[str], list[str]]:
@@ -161,6 +173,7 @@ def _detect_by_config(folder: Path, generation: Generation | None) -> Detection:
         spec = spec.replace(prefix_length=0, prefix_projection=False)
     bits = integer_bits(config, str(path))
     shapes = table_of(fmt, dropped_rows(config)).foreign_shapes(spec)
+    _require_own_numbers(folder, config, shapes.keys() - checkpoint.tensors.keys())
     integers = find_integers(checkpoint.tensors, shapes, bits, str(folder))
     return Detection(folder, fmt, spec, config, checkpoint, bits=bits, integers=integers)
 

@@ -99,7 +99,7 @@ def write_gguf(
         GlmLikeError: the package ``gguf`` is missing, or ``dtype`` is none of its.
     """
     started = time.perf_counter()
-    target = _require_file(file)
+    target = require_file(file)
     if dtype not in get_args(GgufDtype):
         raise ConfigError(
             f"dtype={dtype!r}: expected one of {', '.join(get_args(GgufDtype))}. For others, such as q4_k, write f16 "
@@ -109,7 +109,7 @@ def write_gguf(
     found = detect(source, generation=generation, spec=spec)
     architecture = architecture_of(found.spec)
     steps = _table(architecture, found.spec).steps(found.spec)
-    planned = [_plan(name, shape, dtype, found.spec) for name, shape in _shapes(steps, found.spec).items()]
+    planned = _planned(steps, dtype, found.spec)
     vocabulary = (
         gguf_vocabulary.read(found.folder, found.config, found.spec, architecture, generation, pre_tokenizer)
         if with_tokenizer
@@ -135,7 +135,23 @@ def write_gguf(
     )
 
 
-def _require_file(file: str | Path) -> Path:
+def planned_file(found: Detection, dtype: GgufDtype) -> tuple[int, dict[str, str]]:
+    """What :func:`write_gguf` would write: the bytes of its tensors, and the type of each matrix, by GGUF's names.
+
+    Raises:
+        CannotExpressError, GlmLikeError: those of :func:`write_gguf`.
+    """
+    steps = _table(architecture_of(found.spec), found.spec).steps(found.spec)
+    planned = _planned(steps, dtype, found.spec)
+    return sum(item.size for item in planned), {item.name: item.kind for item in planned if len(item.shape) > 1}
+
+
+def _planned(steps: list[Rule], dtype: GgufDtype, spec: DecoderSpec) -> list[_Planned]:
+    return [_plan(name, shape, dtype, spec) for name, shape in _shapes(steps, spec).items()]
+
+
+def require_file(file: str | Path) -> Path:
+    """The new file to write. Raises CheckpointError: it is there, or its name does not end in .gguf."""
     target = Path(file)
     if not is_gguf(target):
         raise CheckpointError(f"{file}: GGUF is one file. Pass a new file name that ends in .gguf.")

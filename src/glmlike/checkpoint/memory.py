@@ -15,6 +15,7 @@ DEFAULT = 10**9
 _LARGEST_CHUNK = 2**21  # larger ones leave the processor's cache between being read, hashed and written; measured
 _SMALLEST_CHUNK = 2**16
 _SLACK = 32 * 2**20  # the allocator's, the plan's and the threads' own
+_SLACK_OF_TORCH = 48 * 2**20  # with what its first products of matrices leave behind
 
 
 @dataclass(frozen=True)
@@ -51,16 +52,17 @@ def share_out(bound: int | None, workers: int | None, streams: Sequence[Stream],
     if wanted < 1:
         raise GlmLikeError(f"workers={workers}: expected a whole number of at least 1.")
     limit = max(DEFAULT, baseline + 256 * 10**6 + held + least) if bound is None else bound
-    free = limit - baseline - _SLACK
+    slack = _SLACK_OF_TORCH if any(stream.overhead for stream in streams) else _SLACK
+    free = limit - baseline - slack
     if free < least + held:
-        needed = (baseline + _SLACK + held + least) // 10**6 + 1
+        needed = (baseline + slack + held + least) // 10**6 + 1
         raise GlmLikeError(
             f"max_memory={limit // 10**6} MB: this process holds {baseline // 10**6} MB already, and the largest row "
             f"needs {(least + held) // 10**6} MB more. Pass at least {needed} MB."
         )
     count = min(wanted, max(1, free // (least + held)))
     share = min(free // count - held, most)
-    return Memory(limit, baseline, count, share, baseline + _SLACK + count * (share + held))
+    return Memory(limit, baseline, count, share, baseline + slack + count * (share + held))
 
 
 def need(stream: Stream) -> int:

@@ -182,14 +182,14 @@ def merge(
         max_memory=None if max_memory is None else parse_size(max_memory),
         workers=workers,
         verify=verify,
-        sha256=verify != "none",
+        sha256=None,
         change=change,
     )
     if dry_run:
         return plan
     require_new(plan)
     require_equal_copies(source)
-    resumed = run_plan(plan, resume, watch)
+    resumed, tokenizer = run_plan(plan, resume, watch)
     return MergeReport(
         base=source.folder,
         adapters=tuple(folders),
@@ -199,7 +199,7 @@ def merge(
         tensors=len(plan.steps),
         changed=len(_changed(source, change)),
         adapters_sha256=digests,
-        notes=plan.notes,
+        notes=(*plan.notes, *tokenizer),
         seconds=time.perf_counter() - started,
         bytes=plan.bytes,
         resumed=resumed,

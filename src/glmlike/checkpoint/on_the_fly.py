@@ -164,7 +164,7 @@ def _compile(fmts: tuple[Format, ...], native: tuple[str, ...], foreign: tuple[s
     targets = [name.replace("{layer}", r"\1") for name in native]
     if len(sources) == len(targets) == 1 and not dropping:
         return WeightRenaming(sources[0], targets[0])
-    return WeightConverter(sources, targets, [ApplyLayout(fmts, native, foreign)])
+    return LayoutConverter(sources, targets, [ApplyLayout(fmts, native, foreign)])
 
 
 def source_pattern(name: str) -> str:
@@ -177,6 +177,44 @@ def source_pattern(name: str) -> str:
     ):
         pattern = r"(?:glm\.)?" + pattern
     return f"^{pattern}$"
+
+
+class LayoutConverter(WeightConverter):
+    """A converter whose native tensors are quantized one by one, each if the quantizer would take it by its own name.
+
+    transformers (5.16 to 5.24) asks about the first tensor of a converter alone, and torchao's operation quantizes the
+    first and loses the others.
+    """
+
+    def convert(
+        self,
+        layer_name: str,
+        model: Any = None,
+        config: Any = None,
+        hf_quantizer: Any = None,
+        loading_info: Any = None,
+    ) -> dict[str, Any]:
+        """The native tensors under their full names, quantized where the model is being quantized."""
+        self.quantization_operation = None
+        made: dict[str, Any] = super().convert(layer_name, model=model, config=config, loading_info=loading_info)
+        if hf_quantizer is None or hf_quantizer.pre_quantized:
+            return made
+        quantized: dict[str, Any] = {}
+        for name, tensor in made.items():
+            if not hf_quantizer.param_needs_quantization(model, name):
+                quantized[name] = tensor
+                continue
+            # A part of a fused matrix is a view: as memory of its own, the matrix is let go.
+            quantized |= hf_quantizer.get_quantize_ops().convert(
+                {name: tensor.clone()},
+                source_patterns=self.source_patterns,
+                target_patterns=self.target_patterns,
+                full_layer_name=name,
+                model=model,
+                config=config,
+                missing_keys=loading_info.missing_keys if loading_info else None,
+            )
+        return quantized
 
 
 @dataclass

@@ -21,6 +21,7 @@ from glmlike.checkpoint.ranks import RankLayout
 from glmlike.checkpoint.rules import by_native
 from glmlike.checkpoint.streams import FLOATS, Cast, Dequantized, LastMade, Loaded, Rows, Stream, size_of
 from glmlike.checkpoint.through_layouts import to_foreign_streams
+from glmlike.checkpoint.tokenizers import files_of, is_rewritten
 from glmlike.errors import ConfigError
 from glmlike.hub_json import Format
 from glmlike.spec import DecoderSpec
@@ -125,14 +126,15 @@ def make_plan(
     max_memory: int | None,
     workers: int | None,
     verify: Verify | None,
-    sha256: bool,
+    sha256: bool | None,
     change: Change | None = None,
 ) -> Plan:
     """The plan of writing ``found``, with a ``change`` of its numbers or none, in the format of ``table``.
 
     Only headers have been read.
 
-    ``sha256``: the source's files are to be hashed, and :attr:`Plan.source_files` filled in meanwhile.
+    ``sha256``: whether the source's files are to be hashed, and :attr:`Plan.source_files` filled in meanwhile; None: if
+    the Hub's client did not note what they are, and anything is hashed.
 
     Raises:
         ConfigError: ``verify="roundtrip"`` where numbers are rounded or rows dropped: there is no way back.
@@ -149,12 +151,17 @@ def make_plan(
         )
     total = sum(step.bytes for step in made)
     names = file_names(found)
-    known = dict.fromkeys(names, "0" * 64) if sha256 else provenance.published(found.folder, names)
+    known = provenance.published(found.folder, names)
+    if sha256 is None:
+        sha256 = verify != "none" and len(known) < len(names)
+    known = dict.fromkeys(names, "0" * 64) if sha256 else known
     files = provenance.SourceFiles(known, sha256)
     hashed = verify != "none"
     containers = tuple(_containers(found, made, table.name, ranked, files, hashed))
     streams = [step.stream for step in made]
-    key = _identity(found, made, config, {"tensors": TENSOR_HASH if hashed else None, "files": sha256}, change)
+    rewritten = files_of(found.folder) if is_rewritten(found.folder, found.format, table.name) else []
+    sums = {"tensors": TENSOR_HASH if hashed else None, "files": sha256}
+    key = _identity(found, made, config, sums, change, rewritten)
     return Plan(
         source=found.folder,
         destination=destination,
@@ -336,7 +343,12 @@ def _history(found: Detection) -> tuple[str, ...]:
 
 
 def _identity(
-    found: Detection, steps: Sequence[Step], config: dict[str, Any], hashed: dict[str, Any], change: Change | None
+    found: Detection,
+    steps: Sequence[Step],
+    config: dict[str, Any],
+    hashed: dict[str, Any],
+    change: Change | None,
+    tokenizer: list[Path],
 ) -> str:
     """The sha256 of everything that decides the bytes of the result but the contents of the source's tensors."""
     return provenance.sha256_of(
@@ -347,6 +359,7 @@ def _identity(
             "origin": provenance.origin_of(found.folder).to_dict(),
             "config": config,
             "hashed": hashed,
+            "tokenizer": provenance.identity(tokenizer, found.folder),
             "steps": [step.to_dict() for step in steps],
         }
     )

@@ -26,6 +26,7 @@ Hashes = dict[str, str]
 _SNAPSHOT = re.compile(r"models--(?P<owner>.+?)--(?P<name>.+)/snapshots/(?P<revision>[^/]+)")
 _BARE_SNAPSHOT = re.compile(r"models--(?P<name>[^/]+)/snapshots/(?P<revision>[^/]+)")
 _REVISION = re.compile(r"[0-9a-f]{40}")
+_READ = 1 << 20
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 
 
@@ -77,6 +78,18 @@ class SourceFiles:
         return (
             {"files" if self.computed else "published_files": dict(sorted(self.hashes.items()))} if self.hashes else {}
         )
+
+
+def computed(folder: Path, files: Iterable[str]) -> SourceFiles:
+    """The sha256 of files in ``folder``, read for it."""
+    found, buffer = {}, memoryview(bytearray(_READ))
+    for file in files:
+        hasher = hashlib.sha256()
+        with (folder / file).open("rb", buffering=0) as opened:
+            while count := opened.readinto(buffer):
+                hasher.update(buffer[:count])
+        found[file] = hasher.hexdigest()
+    return SourceFiles(found, computed=True)
 
 
 def published(folder: Path, files: Iterable[str]) -> Hashes:
@@ -147,11 +160,12 @@ def record(
     tensors: Mapping[str, Mapping[str, str]],
     before: dict[str, Any] | None,
     merged: Sequence[Mapping[str, str]] = (),
+    others: Mapping[str, Any] | None = None,
 ) -> str:
     """The text of ``glmlike.json``: ``tensors`` are the hash of each, by file; ``before`` is the source's record.
 
     ``tensor_hash`` says which hash that is (records without it: sha256). ``merged`` are adapters that were merged now,
-    beside those that the source's record says.
+    beside those that the source's record says. ``others`` are entries of what is no tensor, such as the tokenizer.
     """
     source: dict[str, Any] = {**origin.to_dict(), "format": source_format, **files.to_dict()}
     content: dict[str, Any] = {
@@ -161,6 +175,7 @@ def record(
         "source": source,
         "tensor_hash": TENSOR_HASH,
         "tensors": {file: dict(sorted(found.items())) for file, found in sorted(tensors.items())},
+        **(others or {}),
     }
     if before is not None:
         content["source"]["converted_from"] = {**before["source"], "by_version": before.get("version")}

@@ -226,10 +226,11 @@ def write_shards(folder: Path, tensors: Iterator[tuple[str, Tensor]], max_shard_
         size += tensor.nbytes
         total += tensor.nbytes
     flush()
-    return _name_shards(folder, shards, total)
+    return name_shards(folder, shards, total)
 
 
-def _name_shards(folder: Path, shards: list[list[str]], total: int) -> dict[str, Any]:
+def name_shards(folder: Path, shards: list[list[str]], total: int) -> dict[str, Any]:
+    """Give the files ``shard-0``, ``shard-1``… of the named tensors transformers' names, with an index for several."""
     count = len(shards)
     weight_map = {}
     for number, names in enumerate(shards):

@@ -70,11 +70,13 @@ def convert(
         ),
     ] = None,
     sha256: Annotated[
-        bool,
+        Optional[bool],  # noqa: UP045
         typer.Option(
-            "--sha256", help="hash SRC's files as the Hub does, into the records; compare with the download's"
+            "--sha256/--no-sha256",
+            help="hash SRC's files, into the records, and compare with what the Hub said they are",
+            show_default="what the Hub said is believed, files it said nothing of are hashed",
         ),
-    ] = False,
+    ] = None,
     resume: Resume = False,
     dry_run: DryRun = False,
     quiet: Quiet = False,

@@ -10,6 +10,11 @@ its turn included:
   its continuation. The line end after ``<|assistant|>`` is the model's own as well (a tool's name may stand before it).
 * ChatGLM-6B and ChatGLM2 see their earlier replies without an end token; only a reply at the end has one (``<eop>``,
   ``</s>``), so only that one teaches the model to stop.
+
+Where no published file was at hand, public code agrees: the generation prompt is ``<|assistant|>`` in GLM-Edge
+(llama.cpp, src/llama-chat.cpp), with a line end in CodeGeeX4 (the completion template of Continue), and opens
+``<think>`` without one after it in GLM-Z1; LLaMA 3.1's tool text is that of several re-implementations, which have no
+blank before "Do not use variables." either. That GLM-Z1 forgets earlier thoughts is from its template alone.
 """
 
 from __future__ import annotations

@@ -129,9 +129,10 @@ class GlmLikeTokenizer(SafeChatMixin, PromptHelpersMixin, PreTrainedTokenizerFas
             converted["input_ids"] = [[aliases.get(token, token) for token in row] for row in converted["input_ids"]]
         return converted, encodings
 
-    def _convert_token_to_id_with_added_voc(self, token: str) -> int:
+    def _convert_token_to_id_with_added_voc(self, token: str) -> int | None:
         name = GENERATIONS[self.generation].aliases.get(token, token) if self._alias_ids() else token
-        return int(super()._convert_token_to_id_with_added_voc(name))
+        found: int | None = super()._convert_token_to_id_with_added_voc(name)
+        return found
 
     def _decode(self, token_ids: Any, skip_special_tokens: bool = False, **kwargs: Any) -> str:
         ids = [token_ids] if isinstance(token_ids, int) else token_ids
