@@ -48,6 +48,9 @@ def write_stand_ins(place: Path, make: Callable[..., Any], golden: Path) -> None
         for path in TINY.glob("tokenizer*"):
             shutil.copy(path, place / name)
         if generation is not None:
+            said = json.loads((TINY / "tokenizer_config.json").read_text(encoding="utf8"))
+            said |= {"tokenizer_class": "GlmLikeTokenizer", "generation": generation}
+            (place / name / "tokenizer_config.json").write_text(json.dumps(said), encoding="utf8")
             (place / name / "chat_template.jinja").write_text(chat_template(generation) or "", encoding="utf8")
     for name, fixture in GOLDEN.items():
         shutil.copytree(golden / fixture, place / name)
