@@ -149,8 +149,8 @@ def main(*parts: str, repeats: int = 5) -> None:
     wanted = parts or ("memory", "speed", "disk")
     shared = (
         f"2.7 GB of bfloat16; median of {repeats} runs, interleaved, page cache warm, imports not counted. By default "
-        "as many workers as processors (2 here), every tensor hashed and read back (verify=roundtrip); sha256 is computed "
-        "of files of which the Hub's client noted none (a download: sha256=False in these runs)"
+        "as many workers as processors (2 here), every tensor hashed and read back (verify=roundtrip); sha256 is "
+        "computed of files of which the Hub's client noted none (a download: sha256=False in these runs)"
     )
     if "memory" in wanted:
         with tempfile.TemporaryDirectory() as folder:

@@ -307,17 +307,18 @@ MAY: dict[str, set[str]] = {
         *("glmlike.checkpoint.formats.llama_cpp", "glmlike.checkpoint.gguf_words", "glmlike.checkpoint.shards"),
         *("glmlike.errors", "glmlike.hub_json", "glmlike.spec", "sentencepiece"),
     },
-    "checkpoint/gguf": {
-        *("torch", "numpy", "gguf", "glmlike.errors", "glmlike.hub_json", "glmlike.spec"),
-        *("glmlike.checkpoint", "glmlike.checkpoint.convert", "glmlike.checkpoint.detection"),
-        *(
-            "glmlike.checkpoint.formats",
-            "glmlike.checkpoint.streams",
-            "glmlike.checkpoint.formats.llama_cpp",
-            "glmlike.checkpoint.gguf_fields",
-        ),
-        *("glmlike.checkpoint.gguf_vocabulary", "glmlike.checkpoint.headers", "glmlike.checkpoint.native"),
-        *("glmlike.checkpoint.rules", "glmlike.checkpoint.shards"),
+    "checkpoint/gguf_headers": {"glmlike.errors", "glmlike.checkpoint.headers"},
+    "checkpoint/gguf_blocks": {
+        *("gguf", "numpy", "glmlike.errors", "glmlike.checkpoint.headers", "glmlike.checkpoint.streams"),
+    },
+    "checkpoint/gguf_file": {"gguf", "numpy", "glmlike.checkpoint.containers", "glmlike.checkpoint.gguf_blocks"},
+    "checkpoint/gguf_reading": {
+        *("torch", "numpy", "gguf", "glmlike.errors", "glmlike.hub_json", "glmlike.spec", "glmlike.checkpoint"),
+        *("glmlike.checkpoint.byte_files", "glmlike.checkpoint.detection", "glmlike.checkpoint.formats"),
+        *("glmlike.checkpoint.formats.llama_cpp", "glmlike.checkpoint.gguf_blocks", "glmlike.checkpoint.gguf_fields"),
+        *("glmlike.checkpoint.gguf_headers", "glmlike.checkpoint.gguf_vocabulary", "glmlike.checkpoint.headers"),
+        *("glmlike.checkpoint.gguf_file", "glmlike.checkpoint.provenance"),
+        *("glmlike.checkpoint.rules", "glmlike.checkpoint.shards", "glmlike.checkpoint.streams"),
     },
     "checkpoint/on_the_fly": {
         *("torch", "transformers", "glmlike.errors", "glmlike.spec", "glmlike.checkpoint.rules"),

@@ -80,8 +80,12 @@ def test_convert_and_verify(capsys: pytest.CaptureFixture[str], golden: Path, tm
 def test_convert_to_a_file_for_llama_cpp(capsys: pytest.CaptureFixture[str], golden: Path, tmp_path: Path) -> None:
     pytest.importorskip("gguf")
     arguments = ("convert", golden / "glm4", tmp_path / "out.gguf", "--to", "gguf", "--dtype", "float32")
-    code, _, err = run(capsys, *arguments, "--verify", "hash")
-    assert (code, "verify='hash': not an option of conversions from or to GGUF" in err) == (2, True)
+    code, _, err = run(capsys, *arguments, "--tensor-parallel", "2")
+    assert (code, "tensor_parallel=2: not an option of GGUF, which is one file" in err) == (2, True)
+    code, out, _ = run(capsys, *arguments, "--verify", "hash", "--max-memory", "4GB", "--json")
+    assert (code, json.loads(out)["verify"]) == (0, "hash")
+    code, out, _ = run(capsys, "inspect", tmp_path / "out.gguf", "--json")
+    assert (code, json.loads(out)["converted_from"]) == (0, "glm4")
 
 
 def test_merge_and_convert_adapter(

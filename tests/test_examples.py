@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 from types import ModuleType
 
+import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
 
@@ -17,6 +18,22 @@ ROOT = Path(__file__).parents[1]
 # examples/push.py is run in tests/hub_cases, with a Hub to push to.
 COVERED = {"examples/train_tiny.py", "examples/pipeline.py", "examples/classify.py", "examples/push.py"}
 COVERED |= {"examples/held_out_blanks.py"}
+
+# What each script measures on held-out data before and after, and what it must have come to: at least or at most.
+EFFECTS = {
+    "sft": ([], "right", 0.9, 1),
+    "sft, packed": (["--packing", "--epochs", "15"], "right", 0.9, 1),
+    "dpo": ([], "preference accuracy", 0.9, 1),
+    "reward": ([], "accuracy", 0.9, 1),
+    "grpo": ([], "reward", 0.6, 1),
+    "distill": ([], "divergence", 0.18, -1),
+    "pretrain": ([], "bits a byte", 2.0, -1),
+    "lora": (["--epochs", "1"], "loss", 5.8, -1),
+    "lora, four bits": (["--epochs", "0.25", "--four-bit"], "loss", 6.2, -1),
+    "blanks": ([], "perplexity", 20.0, -1),
+}
+NEEDS = {"lora": ("trl", "peft"), "lora, four bits": ("trl", "peft", "bitsandbytes"), "pretrain": (), "blanks": ()}
+COVERED |= {f"examples/{name}.py" for name in EFFECTS if "," not in name}
 
 
 def script(path: str) -> ModuleType:
@@ -84,6 +101,52 @@ def test_heads_of_a_new_tiny_model_look_at_neighbours() -> None:
         assert before[0] > before[1]
         assert after[0] < after[1]
         assert layer[0, 2, 11].argmax(-1) == 10  # the token of the piece before
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("case", EFFECTS)
+def test_training_has_its_effect_on_held_out_data(case: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As the script is, on the embedded model and its own data, with a result that loads."""
+    for package in ("datasets", "accelerate", *NEEDS.get(case, ("trl",))):
+        pytest.importorskip(package, reason=f"examples need it: pip install 'glmlike[train]' (without {package})")
+    monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path / "cache"))
+    arguments, what, bound, sign = EFFECTS[case]
+    measured = script(f"examples/{case.partition(',')[0]}.py").main(["--output", str(tmp_path / "out"), *arguments])
+    before, after = measured[f"{what} before"], measured[f"{what} after"]
+    assert sign * after > sign * before
+    assert sign * after >= sign * bound
+    if case.startswith("lora"):
+        peft = pytest.importorskip("peft")
+        reloaded = peft.AutoPeftModelForCausalLM.from_pretrained(tmp_path / "out")
+    elif case == "reward":
+        reloaded = AutoModelForSequenceClassification.from_pretrained(tmp_path / "out")
+    else:
+        reloaded = AutoModelForCausalLM.from_pretrained(tmp_path / "out")
+    assert AutoTokenizer.from_pretrained(tmp_path / "out")("Moses")["input_ids"]
+    assert reloaded.config.model_type == "glmlike"
+
+
+@pytest.mark.slow
+def test_ones_own_data_and_the_reward_model_of_the_other_script(tmp_path: Path) -> None:
+    for package in ("datasets", "trl"):
+        pytest.importorskip(package)
+    rows = [
+        {
+            "prompt": [{"role": "user", "content": f"Say {word}"}],
+            "chosen": [{"role": "assistant", "content": word}],
+            "rejected": [{"role": "assistant", "content": "no"}],
+        }
+        for word in ("light", "day", "night", "earth", "water", "heaven", "grass", "seed", "tree", "fruit")
+    ]
+    data = tmp_path / "data.jsonl"
+    data.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    options = ["--data", str(data), "--output"]
+    judge = str(tmp_path / "judge")
+    assert 0 <= script("examples/reward.py").main([*options, judge, "--epochs", "1"])["accuracy after"] <= 1
+    measured = script("examples/grpo.py").main(
+        [*options, str(tmp_path / "rewarded"), "--reward-model", judge, "--steps", "1", "--tokens", "4"]
+    )
+    assert measured["reward before"] != measured["reward after"]
 
 
 def test_classify_learns_and_its_model_reloads(tmp_path: Path) -> None:

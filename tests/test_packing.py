@@ -190,6 +190,33 @@ def test_what_transformers_own_collator_packs(name: str, make: Callable[..., Any
     assert output.loss.isfinite()
 
 
+@pytest.mark.parametrize("with_seq_idx", [False, True])
+@torch.no_grad()
+def test_plain_positions_of_a_collator_say_where_samples_begin(with_seq_idx: bool, model: Any) -> None:
+    """The default of DataCollatorWithFlattening, and both together, as TRL packs; with the cache left on."""
+    two = model.config.positions in ("rotary_2d", "learned_2d")
+    if two or model.config.attention_mask == "causal":
+        samples = [sample for sample in SAMPLES if sample[0] != SOP or two]
+    else:  # one-dimensional positions are taken as given: plain ones are those of text and of [gMASK]
+        samples = [SAMPLES[2], SAMPLES[3], SAMPLES[6], SAMPLES[2]]
+    collate = DataCollatorWithFlattening(return_seq_idx=with_seq_idx, return_tensors="pt")
+    batch = collate([{"input_ids": sample} for sample in samples])
+    output = model(**batch, use_cache=True)
+    expected = [model(torch.tensor([sample])).logits[0] for sample in samples]
+    assert_close(output.logits[0], torch.cat(expected), atol=TOLERANCE, rtol=TOLERANCE)
+    one = collate([{"input_ids": samples[0]}])
+    assert_close(model(**one).logits[0], expected[0], atol=TOLERANCE, rtol=TOLERANCE)
+
+
+@torch.no_grad()
+def test_a_piece_at_the_first_place_is_no_packed_sample(make: Callable[..., Any]) -> None:
+    model = make(SPECS["glm-130b"], eos_token_id=None)
+    ids = torch.tensor([[MASK, 5, 6, SOP, 7, 8]])
+    positions = model.infilling_positions(ids)
+    assert positions.tolist() == [[0, 1, 2, 0, 0, 0]]
+    assert torch.equal(model(ids, position_ids=positions).logits, model(ids).logits)
+
+
 @pytest.mark.slow
 @torch.no_grad()
 def test_packed_rows_are_one_graph(model: Any) -> None:

@@ -253,9 +253,15 @@ def test_what_cannot_be_derived_is_asked_for(model: Any) -> None:
 
 
 @pytest.mark.parametrize("name", ["glm-10b", "chatglm-6b"])
-def test_plain_positions_for_a_two_dimensional_decoder_are_an_error(name: str, make: Callable[..., Any]) -> None:
+def test_flat_positions_for_a_two_dimensional_decoder_are_an_error(name: str, make: Callable[..., Any]) -> None:
+    """Unless they are plain, which is what packing collators write (test_packing.py)."""
+    ids = row(5, MASK, SOP)
+    for given in ({"position_ids": row(0, 1, 1)}, {"position_ids": row(0, 1, 2), "attention_mask": row(1, 1, 1)}):
+        with pytest.raises(ValueError, match=r"position_ids \[1, 3\]: this decoder has two-dimensional positions"):
+            make(SPECS[name])(ids, **given)
+    wrong = {"position_ids": row(0, 1, 0), "seq_idx": row(0, 1, 1)}
     with pytest.raises(ValueError, match=r"position_ids \[1, 3\]: this decoder has two-dimensional positions"):
-        make(SPECS[name])(row(5, MASK, SOP), position_ids=row(0, 1, 2))
+        make(SPECS[name])(ids, **wrong)
 
 
 def test_flash_attention_is_refused_with_the_reason(model: Any) -> None:

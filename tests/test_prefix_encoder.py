@@ -99,6 +99,16 @@ def test_a_prefix_is_a_cache_that_no_position_counts_and_no_mask_hides(name: str
     assert_close(bare, expected, atol=1e-5, rtol=1e-5)
 
 
+@pytest.mark.parametrize("name", PTUNED)
+@torch.no_grad()
+def test_padding_moves_no_token_away_from_the_prefix(name: str, make: Callable[..., Any]) -> None:
+    """Its keys have no positions, so the place in the row is seen, not only the distance between tokens."""
+    model, padding = make(SPECS[name]), torch.zeros(2, 3, dtype=ROW.dtype)
+    ids = torch.cat((padding, ROW), dim=1)
+    output = model(ids, attention_mask=torch.cat((padding, torch.ones_like(ROW)), dim=1), use_cache=True)
+    assert_close(output.logits[:, 3:], model(ROW).logits, atol=1e-5, rtol=1e-5)
+
+
 def test_the_cache_holds_tokens_only(make: Callable[..., Any]) -> None:
     model = make(SPECS["chatglm2-ptuned"])
     assert getattr(model(ROW, use_cache=True), CACHE).get_seq_length() == ROW.shape[1]

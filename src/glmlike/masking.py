@@ -19,9 +19,39 @@ from transformers.masking_utils import (
 )
 
 from glmlike.configuration import GlmLikeConfig
-from glmlike.packing import Samples
+from glmlike.packing import Samples, restart, samples_of_positions
 from glmlike.prefix import additive, blocks_of_positions, context_blocks, infilling_positions, refuse_flash
 from glmlike.renamed import CACHE
+
+
+def packed_by_positions(
+    config: GlmLikeConfig, input_ids: Any, position_ids: Any, attention_mask: Any, seq_idx: Tensor | None
+) -> tuple[Any, Tensor | None]:
+    """What an infilling decoder makes of plain positions [B, T], as packing collators write them: (positions, seq_idx).
+
+    They say where the samples of a row begin. A decoder with two-dimensional positions derives its own within each;
+    one-dimensional positions are taken as given. A start-of-piece token at position 0 is a piece that fills the first
+    token of its row, not the beginning of a sample.
+    """
+    if not isinstance(position_ids, Tensor) or position_ids.ndim != 2 or attention_mask is not None:
+        return position_ids, seq_idx
+    found = None if input_ids is None else samples_of_positions(position_ids)
+    if found is None:
+        return position_ids, seq_idx
+    if config.positions in ("rotary_2d", "learned_2d"):
+        if seq_idx is None:
+            return None, found
+        return (None if _same_samples(found, seq_idx) else position_ids), seq_idx
+    pieces = (input_ids == config.sop_token_id) & (position_ids == 0)
+    if seq_idx is not None or not restart(position_ids) or bool(pieces[:, 1:].any()):
+        return position_ids, seq_idx
+    return position_ids, found
+
+
+def _same_samples(found: Tensor, seq_idx: Tensor) -> bool:
+    if torch.compiler.is_compiling() or found.shape != seq_idx.shape:
+        return True  # a seq_idx that is not of these rows is refused with a sentence of its own
+    return bool((Samples(found, found).number == Samples(seq_idx.to(found.device), found).number).all())
 
 
 def default_positions(
@@ -38,7 +68,11 @@ def default_positions(
         ValueError: the positions of an infilling decoder depend on tokens that are not at hand.
     """
     seen = past_key_values.get_seq_length() if past_key_values is not None else 0
+    padding = attention_mask if isinstance(attention_mask, Tensor) and attention_mask.ndim == 2 else None
     if config.attention_mask == "causal":
+        if config.prefix_length and padding is not None and seq_idx is None:
+            # The keys of a P-tuning prefix have no positions: how far a token is from where its row begins is seen.
+            return (padding.long().cumsum(-1) - 1).clamp(min=0)[:, -inputs_embeds.shape[1] :]
         plain = (torch.arange(inputs_embeds.shape[1], device=inputs_embeds.device) + seen).unsqueeze(0)
         return plain if seq_idx is None else plain - Samples(seq_idx, inputs_embeds).first
     if input_ids is None or seen:
@@ -47,7 +81,6 @@ def default_positions(
             "only embeddings or the newest tokens are given. Pass model.infilling_positions(all_input_ids), cut "
             "to the tokens of this call."
         )
-    padding = attention_mask if isinstance(attention_mask, Tensor) and attention_mask.ndim == 2 else None
     return infilling_positions(input_ids, padding, config, seq_idx)
 
 

@@ -48,10 +48,10 @@ from glmlike.loading import (
 )
 from glmlike.lora import native_folder, require_magnitudes
 from glmlike.loss import causal_lm_loss, is_plain_head
-from glmlike.masking import attention_masks, default_positions, visible_contexts
+from glmlike.masking import attention_masks, default_positions, packed_by_positions, visible_contexts
 from glmlike.norms import build_norm
 from glmlike.outputs import DeferredLogits, LossOutput
-from glmlike.packing import require_kernel, require_packable
+from glmlike.packing import require_kernel, require_packable, restart
 from glmlike.prefix import refuse_paged
 from glmlike.prefix_encoder import PrefixEncoder, PrefixLinear, add_columns, refuse_unprefixed, settle_prefix
 from glmlike.renamed import CACHE, takes_cache
@@ -278,12 +278,17 @@ class GlmLikeModel(GlmLikePreTrainedModel):
             raise ValueError("You must specify exactly one of input_ids or inputs_embeds")
         if inputs_embeds is None:
             inputs_embeds = look_up_tokens(self.embed_tokens, input_ids, self.config.vocab_size)
+        infilling = self.config.attention_mask == "prefix"
+        if infilling and past_key_values is None:
+            position_ids, seq_idx = packed_by_positions(self.config, input_ids, position_ids, attention_mask, seq_idx)
         if seq_idx is not None:
             require_packable(seq_idx, inputs_embeds, past_key_values, attention_mask)
             seq_idx, use_cache = seq_idx.to(inputs_embeds.device), False
+        elif use_cache and past_key_values is None and attention_mask is None and not infilling:
+            use_cache = not restart(position_ids)  # beside a cache, transformers does not look for packed samples
         if use_cache and past_key_values is None:
             past_key_values = DynamicCache(config=self.config)
-        if self.config.attention_mask == "prefix":
+        if infilling:
             refuse_paged(past_key_values, kwargs.get("cache"))
         if self.prefix_encoder is not None:
             refuse_unprefixed(self.config._attn_implementation, past_key_values, kwargs.get("cache"))

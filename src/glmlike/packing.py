@@ -50,6 +50,27 @@ class Samples:
         return self.number if attention_mask is None else self.number.masked_fill(attention_mask == 0, -1)
 
 
+def samples_of_positions(position_ids: Tensor) -> Tensor | None:
+    """The ``seq_idx`` that plain positions [B, T] say, which count from 0 in every sample; None for any others.
+
+    Collators that know nothing of blanks write such (DataCollatorWithFlattening, TRL's packing). Within a compiled
+    graph, which cannot look at them, they are taken for plain.
+    """
+    begins = position_ids == 0
+    if not torch.compiler.is_compiling():
+        steps = begins[:, 1:] | (position_ids[:, 1:] == position_ids[:, :-1] + 1)
+        if not bool(begins[:, :1].all() & steps.all()):
+            return None
+    return begins.long().cumsum(-1) - 1
+
+
+def restart(position_ids: Any) -> bool:
+    """Whether positions [B, T] begin again at 0 within a row."""
+    if not isinstance(position_ids, Tensor) or position_ids.ndim != 2 or torch.compiler.is_compiling():
+        return False
+    return bool((position_ids[:, 1:] == 0).any())
+
+
 def require_packable(seq_idx: Tensor, like: Tensor, cache: Any, attention_mask: Any) -> None:
     """Raise ValueError for a ``seq_idx`` that does not number the tokens of this call, or that comes with a cache."""
     if cache is not None:

@@ -17,11 +17,11 @@ from tokenizers import Tokenizer
 
 import glmlike
 from gguf_sources import LINES, SPECIALS, TEMPLATE, save_tokenizer, train_bytes, write_folder
-from glmlike.checkpoint import convert, detect, gguf_vocabulary, verify
-from glmlike.checkpoint import gguf as ours
+from glmlike.checkpoint import convert, detect, gguf_vocabulary, memory, verify
 from glmlike.checkpoint.formats.llama_cpp import ARCHITECTURES, table
 from glmlike.checkpoint.gguf import GgufDtype, detect_gguf, read_gguf, write_gguf
 from glmlike.checkpoint.gguf_fields import architecture_of
+from glmlike.checkpoint.gguf_reading import gguf_table
 from glmlike.checkpoint.native import native_shapes
 from glmlike.checkpoint.rules import by_native, plan
 from glmlike.errors import CannotExpressError, CheckpointError, GlmLikeError
@@ -165,13 +165,14 @@ def test_every_published_decoder_is_one_architecture_or_refused_for_its_mask() -
 def test_blocks_are_what_gguf_itself_quantizes(
     dtype: GgufDtype, name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(ours, "_BLOCK_BYTES", 4 * 64 * 5)  # five rows of 64 at a time
+    monkeypatch.setattr(memory, "_LARGEST_CHUNK", 5 * 70)  # a few rows of 64 at a time
+    monkeypatch.setattr(memory, "_SMALLEST_CHUNK", 5 * 70)
     spec = SPECS[name].replace(intermediate_size=80)  # no multiple of 32: ffn_down falls back
     source = write_folder(tmp_path / "source", spec)
     report = write_gguf(source, tmp_path / "model.gguf", dtype=dtype)
     native = load_file(source / "model.safetensors")
     expected: dict[str, torch.Tensor] = {}
-    for step in ours._table(architecture_of(spec), spec).steps(spec):
+    for step in gguf_table(architecture_of(spec), spec).steps(spec):
         expected |= zip(step.foreign, step.layout.to_foreign([native[name] for name in step.native]), strict=True)
     head = "token_embd.weight" if spec.tie_word_embeddings else "output.weight"
     for tensor in gguf.GGUFReader(tmp_path / "model.gguf").tensors:
@@ -225,7 +226,7 @@ def test_floats_beyond_float16_are_refused_and_nothing_is_left(tmp_path: Path) -
     tensors = load_file(source / "model.safetensors")
     tensors["lm_head.weight"][3, 5] = 1e6
     save_file(tensors, source / "model.safetensors")
-    with pytest.raises(CheckpointError, match="'output.weight' holds numbers beyond float16"):
+    with pytest.raises(CheckpointError, match="'lm_head.weight': 1 numbers .* do not fit in float16.*Choose bfloat16"):
         write_gguf(source, tmp_path / "model.gguf", dtype="f16")
     assert [path.name for path in tmp_path.iterdir()] == ["source"]
     report = glmlike.convert(source, tmp_path / "model.gguf", to="gguf")  # the source's own type
@@ -257,7 +258,7 @@ def test_every_door_knows_gguf(tmp_path: Path) -> None:
         ({"dst": "new.gguf", "to": "gguf", "dtype": "q4_k"}, "run llama.cpp's llama-quantize"),
         ({"dst": "new", "to": "glmlike", "dtype": "f16"}, "expected one of float32"),
         ({"src": "model.gguf", "dst": "new.gguf", "to": "gguf"}, "is GGUF already"),
-        ({"src": "model.gguf", "dst": "new", "to": "glm-130b"}, "expected one of glmlike"),
+        ({"src": "model.gguf", "dst": "new", "to": "glm-130b"}, "cannot express"),
         ({"src": "model.gguf", "dst": "new", "to": "glmlike", "dtype": "f16"}, "expected one of float32"),
         ({"src": "model.gguf", "dst": "new", "to": "llama"}, "cannot express"),
     ):
@@ -283,7 +284,7 @@ def test_byte_level_tokenizers_come_back(pre: str, tmp_path: Path) -> None:
     assert fields["tokenizer.ggml.tokens"][-1] == f"[PAD{tokenizer.get_vocab_size() + 8}]"
     assert fields["tokenizer.ggml.token_type"][:6] == [gguf_vocabulary.CONTROL] * 6
     report = read_gguf(tmp_path / "model.gguf", tmp_path / "back")
-    assert report.notes == ()
+    assert report.notes == ("the source was itself converted, from source (glmlike): see its metadata",)
     back = Tokenizer.from_file(str(tmp_path / "back" / "tokenizer.json"))
     assert back.get_vocab() == tokenizer.get_vocab()
     for text in TEXTS:
@@ -292,6 +293,17 @@ def test_byte_level_tokenizers_come_back(pre: str, tmp_path: Path) -> None:
     assert (tmp_path / "back" / "chat_template.jinja").read_text() == TEMPLATE
     generation = json.loads((tmp_path / "back" / "generation_config.json").read_text())
     assert generation["eos_token_id"] == [0, 3, 5]
+
+
+def test_the_token_in_front_is_the_tokenizers_whatever_config_json_says(tmp_path: Path) -> None:
+    tokenizer = train_bytes("llama-bpe")
+    source = write_folder(tmp_path / "source", SPECS["llama-3"].replace(vocab_size=tokenizer.get_vocab_size()))
+    save_tokenizer(source, tokenizer, bos=SPECIALS[1])
+    config = json.loads((source / "config.json").read_text())
+    (source / "config.json").write_text(json.dumps({**config, "bos_token_id": 2}))
+    write_gguf(source, tmp_path / "model.gguf")
+    fields = gguf.GGUFReader(tmp_path / "model.gguf").fields
+    assert fields["tokenizer.ggml.bos_token_id"].contents() == 1
 
 
 def test_the_rebuilt_tokenizer_loads_in_transformers(tmp_path: Path) -> None:
@@ -352,21 +364,25 @@ def train_pieces(folder: Path, kind: str = "bpe") -> Any:
 def test_sentencepiece_comes_back_with_chatglms_special_tokens(generation: Any, tmp_path: Path) -> None:
     source = write_folder(tmp_path / "source", SPECS["chatglm2"].replace(vocab_size=480))
     pieces = train_pieces(source)
+    (source / "chat_template.jinja").write_text(template := "[gMASK]sop{{ messages[0].content }}")
     first = pieces.vocab_size()
     report = write_gguf(source, tmp_path / "model.gguf", generation=generation)
-    assert any("'sop' inside any word" in note for note in report.notes)
+    assert any("sop and eop are <sop> and <eop> in the file" in note for note in report.notes)
     fields = {key: entry.contents() for key, entry in gguf.GGUFReader(tmp_path / "model.gguf").fields.items()}
     assert fields["tokenizer.ggml.model"] == "llama"
     assert fields["tokenizer.ggml.add_bos_token"] is False
     assert fields["tokenizer.ggml.add_space_prefix"] is True
     assert fields["tokenizer.ggml.scores"][first - 1] == pieces.GetScore(first - 1)
-    assert fields["tokenizer.ggml.tokens"][first : first + 5] == ["[MASK]", "[gMASK]", "[sMASK]", "sop", "eop"]
+    assert fields["tokenizer.ggml.tokens"][first : first + 5] == ["[MASK]", "[gMASK]", "[sMASK]", "<sop>", "<eop>"]
+    assert fields["tokenizer.chat_template"] == "[gMASK]<sop>{{ messages[0].content }}"
     roles = fields["tokenizer.ggml.tokens"][first + 5 : first + 9]
     assert (roles[0] == "<|system|>") == (generation == "chatglm3")
     read_gguf(tmp_path / "model.gguf", tmp_path / "back")
     back = Tokenizer.from_file(str(tmp_path / "back" / "tokenizer.json"))
     for text in TEXTS[:-1]:
         assert back.encode(text, add_special_tokens=False).ids == pieces.Encode(text), text
+    assert back.token_to_id("sop") == first + 3
+    assert (tmp_path / "back" / "chat_template.jinja").read_text() == template
     # And from tokenizer.json, whose merges stand in for the scores:
     (source / "tokenizer.model").unlink()
     (source / "tokenizer.json").write_bytes((tmp_path / "back" / "tokenizer.json").read_bytes())
@@ -393,9 +409,8 @@ def test_tokenizers_that_llama_cpp_has_not_are_refused(tmp_path: Path) -> None:
         write_gguf(source, tmp_path / "model.gguf")
     assert not (tmp_path / "model.gguf").exists()
     write_gguf(source, tmp_path / "named.gguf", pre_tokenizer="falcon")
-    assert read_gguf(tmp_path / "named.gguf", tmp_path / "back").notes == (
-        "tokenizer 'gpt2' with words 'falcon': tokenizer.json is not rebuilt",
-    )
+    report = read_gguf(tmp_path / "named.gguf", tmp_path / "back")
+    assert report.notes[0] == "tokenizer 'gpt2' with words 'falcon': tokenizer.json is not rebuilt"
     assert not (tmp_path / "back" / "tokenizer.json").exists()
     write_gguf(source, tmp_path / "ids.gguf", with_tokenizer=False)
     small = write_folder(tmp_path / "small", SPECS["chatglm2"])

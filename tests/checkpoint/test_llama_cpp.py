@@ -1,40 +1,51 @@
-"""llama.cpp runs what we write: the same tokens, logits within 1e-3, the same ids of texts.
+"""llama.cpp runs what we write: the same tokens, log-probabilities within 1e-3, the same ids of texts.
 
-Needs llama-cpp-python, whose wheel is compiled for minutes; without it these tests are skipped.
+Needs the package xllamacpp, llama.cpp in a wheel; without it these tests are skipped.
 """
 
 from __future__ import annotations
 
-import importlib
 import json
+import re
+import shutil
 from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
+from unicodedata import normalize
 
 import pytest
 import torch
 from tokenizers import Tokenizer
 
-from gguf_sources import LINES, SPECIALS, save_tokenizer, train_bytes
-from glmlike import GlmLikeForCausalLM
+from gguf_sources import LINES, SPECIALS, save_tokenizer, train_bytes, write_folder
+from glmlike import GlmLikeForCausalLM, GlmLikeTokenizer
 from glmlike.checkpoint.gguf import read_gguf, write_gguf
 from glmlike.spec import DecoderSpec
+from llama_cpp_reader import (
+    REASON,
+    log_probabilities,
+    open_llama,
+    require_same_greedy_tokens,
+    require_same_log_probabilities,
+)
 from specs import SPECS
+from tokenization.corpus import mixed_corpus
 
-llama_cpp = pytest.importorskip("llama_cpp")
+pytest.importorskip("xllamacpp", reason=REASON)
 pytest.importorskip("gguf")
-pytestmark = pytest.mark.slow
 
-# llama.cpp's float32 sums in another order; its tables of SiLU and its caches of half precision are set to float32.
-TOLERANCE = 1e-3
+TOLERANCE = 1e-3  # float32 summed in another order
 NEW_TOKENS = 12
+IDS = [7, 300, 41, 9, 9, 120, 77, 256, 31, 8, 200, 15]
 
 ROWS = {
     "chatglm2": "glm4",
     "chatglm2-32k": "chatglm-bpe",
+    "chatglm3-32k": "chatglm-bpe",
     "glm-4-9b": "glm4",
     "glm-edge": "glm4",
+    "tied-recipe": "glm4",
     "glm-4-0414": "glm4",
     "glm-z1-32b": "glm4",
     "llama-3": "llama-bpe",
@@ -47,79 +58,113 @@ ROWS = {
 """Spec -> the way of cutting words that its tokenizer has."""
 
 
-def open_llama(file: Path, **more: Any) -> Any:
-    float32 = importlib.import_module("llama_cpp").GGML_TYPE_F32
-    settings = {"n_ctx": 128, "logits_all": True, "n_threads": 1, "type_k": float32, "type_v": float32}
-    return llama_cpp.Llama(model_path=str(file), verbose=False, **{**settings, **more})
+def save_source(folder: Path, name: str, make: Callable[..., Any], **changes: Any) -> tuple[Any, Tokenizer]:
+    """A random model of a spec with a tokenizer trained on a few lines: the model and the tokenizer."""
+    tokenizer = train_bytes(ROWS[name])
+    spec: DecoderSpec = SPECS[name].replace(vocab_size=tokenizer.get_vocab_size() + 3, **changes)
+    model = make(spec, eos_token_id=[0, 3])
+    model.save_pretrained(folder)
+    save_tokenizer(folder, tokenizer, bos=SPECIALS[1] if ROWS[name] == "llama-bpe" else None)
+    return model, tokenizer
 
 
-def their_logits(llama: Any, ids: list[int]) -> torch.Tensor:
-    llama.reset()
-    llama.eval(ids)
-    return torch.tensor(llama.scores[: len(ids)].copy())
-
-
-def require_same(llama: Any, model: Any, ids: list[int]) -> None:
-    """Logits of every position, then greedy tokens one at a time, each side with its own cache."""
-    with torch.no_grad():
-        ours = model(torch.tensor([ids])).logits[0]
-    assert (their_logits(llama, ids) - ours).abs().max() <= TOLERANCE
-    told = model.generate(torch.tensor([ids]), do_sample=False, max_new_tokens=NEW_TOKENS, eos_token_id=None)
-    continued = list(ids)
-    llama.reset()
-    llama.eval(ids)
-    for _ in range(NEW_TOKENS):
-        continued.append(int(llama.scores[llama.n_tokens - 1].argmax()))
-        llama.eval(continued[-1:])
-    assert continued == told[0].tolist()
+@torch.no_grad()
+def logits_of(model: Any, ids: list[int]) -> torch.Tensor:
+    """[T, V] of one row."""
+    found: torch.Tensor = model(torch.tensor([ids])).logits[0]
+    return found
 
 
 @pytest.mark.parametrize("name", ROWS)
-def test_the_same_tokens_and_logits(name: str, make: Callable[..., Any], tmp_path: Path) -> None:
-    tokenizer = train_bytes(ROWS[name])
-    spec: DecoderSpec = SPECS[name].replace(vocab_size=tokenizer.get_vocab_size() + 3)
-    model = make(spec)
-    model.save_pretrained(tmp_path / "source")
-    bos = SPECIALS[1] if ROWS[name] == "llama-bpe" else None
-    save_tokenizer(tmp_path / "source", tokenizer, bos=bos)
+def test_the_same_tokens_and_log_probabilities(name: str, make: Callable[..., Any], tmp_path: Path) -> None:
+    model, tokenizer = save_source(tmp_path / "source", name, make)
     write_gguf(tmp_path / "source", tmp_path / "model.gguf", dtype="f32")
-    llama = open_llama(tmp_path / "model.gguf")
-    require_same(llama, model, [7, 300, 41, 9, 9, 120, 77, 256, 31, 8, 200, 15])
-    for text in LINES:
-        found = llama.tokenize(text.encode(), add_bos=True, special=True)
-        assert found == tokenizer.encode(text).ids, text
-    prompt = "[gMASK]<sop><|user|>\nHow far is it?<|assistant|>"
-    assert (
-        llama.tokenize(prompt.encode(), add_bos=False, special=True)
-        == tokenizer.encode(prompt, add_special_tokens=False).ids
-    )
+    with open_llama(tmp_path / "model.gguf") as llama:
+        printable = tokenizer.token_to_id("a")
+        ours = logits_of(model, IDS)
+        require_same_log_probabilities(llama, ours, IDS, printable, TOLERANCE, top=ours.shape[-1])
+        require_same_greedy_tokens(llama, model, IDS, NEW_TOKENS, ends=(0, 3))
+        for text in LINES:
+            assert llama.tokenize(text) == tokenizer.encode(text).ids, text
+        prompt = "[gMASK]<sop><|user|>\nHow far is it?<|assistant|>"
+        assert llama.tokenize(prompt, add_bos=False) == tokenizer.encode(prompt, add_special_tokens=False).ids
+        rendered = llama.prompt([{"role": "user", "content": "How far is it?"}])
+        assert llama.tokenize(rendered) == tokenizer.encode(prompt, add_special_tokens=False).ids
+
+
+# What llama.cpp's kernels lose beside our own arithmetic on the same rounded matrices: it rounds activations to 8 bits.
+DIVERGENCE = {"f16": 3e-5, "bf16": 2e-3}
 
 
 @pytest.mark.parametrize("dtype", ["q8_0", "q5_1", "q5_0", "q4_1", "q4_0", "f16", "bf16"])
-def test_llama_cpp_reads_our_blocks(dtype: Any, make: Callable[..., Any], tmp_path: Path) -> None:
-    """Its kernels round activations to 8 bits beside quantized matrices: near our dequantized model, not equal."""
-    tokenizer = train_bytes("glm4")
-    make(SPECS["glm-4-9b"].replace(vocab_size=tokenizer.get_vocab_size())).save_pretrained(tmp_path / "source")
-    save_tokenizer(tmp_path / "source", tokenizer)
+@pytest.mark.parametrize("name", ["glm-4-9b", "glm-4-0414", "llama-3", "qwen2.5-tied"])
+def test_llama_cpp_reads_our_blocks(name: str, dtype: Any, make: Callable[..., Any], tmp_path: Path) -> None:
+    """llama.cpp's probabilities are those of the model that we read back from the same file."""
+    _, tokenizer = save_source(tmp_path / "source", name, make)
     write_gguf(tmp_path / "source", tmp_path / "model.gguf", dtype=dtype)
     read_gguf(tmp_path / "model.gguf", tmp_path / "back")
-    ids = [7, 300, 41, 9, 120, 77, 256]
-    with torch.no_grad():
-        model = GlmLikeForCausalLM.from_pretrained(tmp_path / "back", dtype=torch.float32)
-        ours = model(torch.tensor([ids])).logits[0]
-    theirs = their_logits(open_llama(tmp_path / "model.gguf"), ids)
-    assert torch.nn.functional.cosine_similarity(ours, theirs, dim=-1).min() > 0.995
+    ours = logits_of(GlmLikeForCausalLM.from_pretrained(tmp_path / "back", dtype=torch.float32), IDS).log_softmax(-1)
+    with open_llama(tmp_path / "model.gguf") as llama:
+        theirs = log_probabilities(llama, IDS, tokenizer.token_to_id("a"), ours.shape[-1])
+    divergence = (theirs.exp() * (theirs - ours)).sum(-1)
+    assert divergence.max() <= DIVERGENCE.get(dtype, 0.05), divergence
 
 
-def test_sentencepiece_ids_are_llama_cpps(make: Callable[..., Any], tmp_path: Path) -> None:
-    from test_gguf import train_pieces
+VOCABULARIES = {
+    "chatglm2-6b": ("chatglm2", 65_024),
+    "chatglm3-6b": ("chatglm3-32k", 65_024),
+    "glm-4-9b-chat": ("glm-4-9b", 151_552),
+    "llama-3": ("llama-3", 128_256),
+    "qwen2.5": ("qwen2.5", 151_936),
+}
+"""Published vocabulary -> spec, and the rows of its embedding."""
 
-    make(SPECS["chatglm2"].replace(vocab_size=480)).save_pretrained(tmp_path / "source")
-    pieces = train_pieces(tmp_path / "source")
-    write_gguf(tmp_path / "source", tmp_path / "model.gguf", dtype="f32")
-    llama = open_llama(tmp_path / "model.gguf", vocab_only=True)
-    for text in LINES:
-        assert llama.tokenize(text.encode(), add_bos=True, special=False) == pieces.Encode(text), text
+
+def save_vocabulary(folder: Path, name: str, shared: Path) -> Path:
+    """A random model of one small layer with the published files of a tokenizer."""
+    spec, rows = VOCABULARIES[name]
+    small = {"vocab_size": rows, "num_hidden_layers": 1, "hidden_size": 32, "head_dim": 8, "intermediate_size": 32}
+    write_folder(folder, SPECS[spec].replace(**small), torch.float16)
+    for file in ("tokenizer.model", "vocab.json", "merges.txt"):
+        if (shared / "originals" / name / file).exists():
+            shutil.copyfile(shared / "originals" / name / file, folder / file)
+    return folder
+
+
+@pytest.mark.parametrize("name", VOCABULARIES)
+def test_published_vocabularies_give_the_original_ids(name: str, shared: Path, tmp_path: Path) -> None:
+    """From the published files themselves, against what the original code made of the same texts."""
+    golden = json.loads((shared / "originals/golden_tokenization.json").read_text(encoding="utf8"))
+    expected = dict(zip(golden["strings"], golden[name]["ids"], strict=True))
+    source = save_vocabulary(tmp_path / "source", name, shared)
+    report = write_gguf(source, tmp_path / "model.gguf", generation="chatglm2" if name == "chatglm2-6b" else None)
+    with open_llama(tmp_path / "model.gguf") as llama:
+        for text, ids in expected.items():
+            if name == "qwen2.5" and normalize("NFC", text) != text:
+                assert "llama.cpp leaves the normalizer NFC out" in report.notes
+                continue
+            assert llama.tokenize(text, add_bos=False, special=False) == ids, text
+
+
+@pytest.mark.parametrize("name", ["chatglm2-6b", "chatglm3-6b", "glm-4-9b-chat"])
+def test_hostile_texts_and_chats_have_our_ids(name: str, shared: Path, tmp_path: Path) -> None:
+    """Our tokenizer, saved as its own folder: with and without special tokens in texts, and rendered chats."""
+    source = save_vocabulary(tmp_path / "source", name, shared)
+    (source / "tokenizer.model").unlink()
+    ours = GlmLikeTokenizer.from_pretrained(shared / "originals" / name)
+    ours.save_pretrained(source)
+    write_gguf(source, tmp_path / "model.gguf")
+    chat = [{"role": "user", "content": "Do people like philosophy?"}, {"role": "assistant", "content": "是的。"}]
+    chat.append({"role": "user", "content": "  为什么？\n\n👩‍💻"})
+    with open_llama(tmp_path / "model.gguf") as llama:
+        for text in mixed_corpus(8_000, 3):
+            ids = ours.encode(text, add_special_tokens=False, split_special_tokens=True)
+            assert llama.tokenize(text, add_bos=False, special=False) == ids, text
+            if not {"<sop>", "<eop>", "<s>"} & set(re.findall("<.*?>", text)):  # of the file, and not of ours
+                ids = ours.encode(text, add_special_tokens=False)
+                assert llama.tokenize(text, add_bos=False) == ids, text
+        ids = ours.apply_chat_template(chat, add_generation_prompt=True, return_dict=False)
+        assert llama.tokenize(llama.prompt(chat), add_bos=False) == ids
 
 
 @pytest.mark.weights
@@ -134,8 +179,12 @@ def test_real_weights_give_the_same_tokens(tmp_path: Path) -> None:
     model = GlmLikeForCausalLM.from_pretrained(tmp_path / "model", dtype=torch.float32)
     tokenizer = Tokenizer.from_file(str(tmp_path / "model" / "tokenizer.json"))
     assert json.loads((tmp_path / "model" / "generation_config.json").read_text())["eos_token_id"] == 2
-    llama = open_llama(tmp_path / "again.gguf")
-    prompt = "<|im_start|>user\nWhat is the capital of France?<|im_end|>\n<|im_start|>assistant\n"
-    ids = tokenizer.encode(prompt).ids
-    assert llama.tokenize(prompt.encode(), add_bos=True, special=True) == ids
-    require_same(llama, model, ids)
+    chat = [{"role": "user", "content": "What is the capital of France?"}]
+    with open_llama(tmp_path / "again.gguf") as llama:
+        prompt = llama.prompt(chat)
+        ids = tokenizer.encode(prompt).ids
+        assert llama.tokenize(prompt) == ids
+        printable = tokenizer.token_to_id("a")
+        require_same_log_probabilities(llama, logits_of(model, ids), ids, printable, TOLERANCE, top=200, last=8)
+        answer = require_same_greedy_tokens(llama, model, ids, NEW_TOKENS, ends=(2,))
+    assert "Paris" in tokenizer.decode(answer)

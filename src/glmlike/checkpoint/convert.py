@@ -8,7 +8,7 @@ import sys
 import time
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, cast, overload
 
@@ -27,9 +27,10 @@ from glmlike.checkpoint.detection import (
 )
 from glmlike.checkpoint.execute import Crew, Progress, carry_out, source_bytes
 from glmlike.checkpoint.formats import TABLES
+from glmlike.checkpoint.gguf_reading import GgufDetection, detect_gguf
 from glmlike.checkpoint.given import require_divisible
 from glmlike.checkpoint.headers import TORCH_NAMES
-from glmlike.checkpoint.plan import DTYPES, Dtype, Plan, Verify, config_file, make_plan
+from glmlike.checkpoint.plan import DTYPES, Dtype, Plan, Verify, config_file, make_plan, needs_torch
 from glmlike.checkpoint.ranked import RANKED
 from glmlike.checkpoint.rules import require_exact
 from glmlike.checkpoint.shards import parse_size
@@ -70,6 +71,24 @@ class ConversionReport:
     bytes_moved: int = 0
     resumed: int = 0
     verify: Verify = "none"
+
+    @classmethod
+    def of(cls, plan: Plan, resumed: int, seconds: float) -> ConversionReport:
+        """The report of a plan that was carried out."""
+        return cls(
+            source=plan.source,
+            destination=plan.destination,
+            source_format=plan.source_format,
+            target_format=plan.target_format,
+            tensors=len(plan.steps),
+            bytes=plan.bytes,
+            dropped=plan.dropped,
+            notes=plan.notes,
+            seconds=seconds,
+            bytes_moved=plan.bytes_moved,
+            resumed=resumed,
+            verify=plan.verify,
+        )
 
 
 @overload
@@ -146,8 +165,8 @@ def convert(
     ``model_config.json`` or ``params.json``, and ``tensor_parallel`` rank files (default 1).
 
     ``to="gguf"`` writes the file ``dst`` for llama.cpp, and a ``src`` that ends in .gguf is read. ``dtype`` is then
-    that of :func:`glmlike.checkpoint.gguf.write_gguf` (default: the source's own) or ``read_gguf``; the options of rank
-    files, memory, verification and resuming are not theirs.
+    that of :func:`glmlike.checkpoint.gguf.write_gguf` (default: the source's own) or ``read_gguf``. Where matrices
+    become blocks of integers, "hash" also compares what they decode to with the source, within each block's bound.
 
     ``max_memory`` ("2GB", or bytes) bounds the resident memory of the whole process, torch and what the caller holds
     included; the default is 1 GB, or 256 MB beyond what the process held where that is more. ``workers`` threads share
@@ -165,8 +184,9 @@ def convert(
     The records have the sha256 of every file of weights of ``src``, as the Hub shows them. By default they are those
     that the Hub's client noted (``published_files``: files of a download are not read for it), and where one has no
     note, all are computed (``files``), unless ``verify="none"``. ``sha256=True`` always computes them, and they must be
-    the noted ones; ``sha256=False`` never does, which is half the work on two cores. ``watch`` is told of progress. ``dry_run=True`` returns the plan, writes nothing, and puts
-    what is missing or unknown into the plan instead of raising.
+    the noted ones; ``sha256=False`` never does, which is half the work on two cores. ``watch`` is told of progress.
+    ``dry_run=True`` returns the plan, writes nothing, and puts what is missing or unknown into the plan instead of
+    raising.
 
     Raises:
         ConfigError, CheckpointError: ``src`` cannot be read as what it says it is; ``dst`` is taken or its disk too
@@ -177,20 +197,25 @@ def convert(
         GlmLikeError: ``to``, a size or ``tensor_parallel`` is not one, or is of the other kind of files.
     """
     started = time.perf_counter()
-    if to == "gguf" or Path(src).suffix == ".gguf":
+    if to == "gguf":
         _require_no_others(
-            tensor_parallel=tensor_parallel,
+            tensor_parallel=tensor_parallel, max_shard_size=None if max_shard_size == _SHARD_SIZE else max_shard_size
+        )
+        from glmlike.checkpoint import gguf
+
+        return gguf.convert_to_gguf(
+            src,
+            dst,
+            dtype=dtype,
+            generation=generation,
+            spec=spec,
             max_memory=max_memory,
             workers=workers,
             verify=verify,
             sha256=sha256,
-            resume=resume or None,
-            dry_run=dry_run or None,
-        )
-        from glmlike.checkpoint import gguf
-
-        return gguf.convert_gguf(
-            src, dst, to=to, generation=generation, spec=spec, max_shard_size=max_shard_size, dtype=dtype
+            resume=resume,
+            watch=watch,
+            dry_run=dry_run,
         )
     if to not in FORMATS:
         raise ConfigError(f"to={to!r}: expected one of {', '.join((*FORMATS, 'gguf'))}.")
@@ -200,7 +225,7 @@ def convert(
     limit = parse_size(max_shard_size)
     memory = None if max_memory is None else parse_size(max_memory)
     _require_its_own_options(to, max_shard_size, tensor_parallel)
-    source = (look if dry_run else detect)(src, generation=generation, spec=spec)
+    source = _detect(src, dtype, generation, spec, partly=dry_run)
     ranks = 1 if tensor_parallel is None else tensor_parallel
     config = _config(source, to, dtype, ranks)
     require_apart(Path(dst), source.folder)
@@ -222,20 +247,16 @@ def convert(
     require_new(plan)
     require_equal_copies(source)
     resumed, tokenizer = run_plan(plan, resume, watch)
-    return ConversionReport(
-        source=source.folder,
-        destination=plan.destination,
-        source_format=source.format,
-        target_format=to,
-        tensors=len(plan.steps),
-        bytes=plan.bytes,
-        dropped=plan.dropped,
-        notes=(*plan.notes, *tokenizer),
-        seconds=time.perf_counter() - started,
-        bytes_moved=plan.bytes_moved,
-        resumed=resumed,
-        verify=plan.verify,
-    )
+    report = ConversionReport.of(plan, resumed, time.perf_counter() - started)
+    return replace(report, notes=(*report.notes, *tokenizer))
+
+
+def _detect(
+    src: str | Path, dtype: str | None, generation: Generation | None, spec: str | DecoderSpec | None, *, partly: bool
+) -> Detection:
+    if Path(src).suffix == ".gguf":
+        return detect_gguf(src, dtype=dtype)  # blocks are decoded to it, not by way of another
+    return (look if partly else detect)(src, generation=generation, spec=spec)
 
 
 def _config(source: Detection, to: Format, dtype: str | None, ranks: int) -> dict[str, Any]:
@@ -252,7 +273,7 @@ def _config(source: Detection, to: Format, dtype: str | None, ranks: int) -> dic
 def _plan_with_torch(*arguments: Any, **options: Any) -> Plan:
     """The plan, made again where it needs torch, once that is imported: what torch takes counts as memory."""
     plan = make_plan(*arguments, **options)
-    if "torch" in sys.modules or (plan.ranked is None and all(step.how == "bytes" for step in plan.steps)):
+    if "torch" in sys.modules or (plan.ranked is None and not needs_torch(plan.steps)):
         return plan
     import torch  # noqa: F401
 
@@ -264,7 +285,7 @@ def run_plan(plan: Plan, resume: bool, watch: Watch | None) -> tuple[int, tuple[
 
     The tokenizer comes first: if it cannot be written, nobody has waited for the weights.
     """
-    before = provenance.earlier_record(plan.source)
+    before = plan.found.record
     total = plan.bytes if plan.verify == "none" else 2 * plan.bytes + source_bytes(plan)
     with (
         partial_folder(plan, resume=resume) as (folder, journal),
@@ -276,7 +297,10 @@ def run_plan(plan: Plan, resume: bool, watch: Watch | None) -> tuple[int, tuple[
         (folder / config_file(plan)).write_text(text, encoding="utf8")
         verify_written(plan, folder, written, Crew(plan.memory.workers, progress))
         (folder / provenance.RECORD).write_text(_record(plan, written.sums, before, tokenizer), encoding="utf8")
-        copy_companions(plan.source, folder, tokenizer=tokenizer.copied)
+        if isinstance(plan.found, GgufDetection):
+            plan.found.write_companions(folder)
+        else:
+            copy_companions(plan.source, folder, tokenizer=tokenizer.copied)
         tokenizer.move_into(folder)
     return written.resumed, () if tokenizer.note is None else (tokenizer.note,)
 
@@ -299,10 +323,10 @@ def _record(
 
 
 def _require_no_others(**options: Any) -> None:
-    """Raise ConfigError if an option is given that a conversion from or to GGUF does not have."""
+    """Raise ConfigError if an option is given that a conversion to GGUF does not have."""
     given = next((name for name, value in options.items() if value is not None), None)
     if given is not None:
-        raise ConfigError(f"{given}={options[given]!r}: not an option of conversions from or to GGUF. Drop it.")
+        raise ConfigError(f"{given}={options[given]!r}: not an option of GGUF, which is one file. Drop it.")
 
 
 def _require_its_own_options(to: Format, max_shard_size: str | int, tensor_parallel: int | None) -> None:

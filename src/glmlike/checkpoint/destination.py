@@ -69,7 +69,7 @@ def partial_folder(plan: Plan, *, resume: bool) -> Iterator[tuple[Path, Journal]
             yield partial, journal
             _sync_all(partial)
             journal.close(remove=True)
-            _move_into_place(partial, target)
+            _move_into_place(partial, target, plan.files[0] if plan.one_file else None)
         except BaseException as error:
             _leave(partial, journal, keep=isinstance(error, (KeyboardInterrupt, SystemExit)))
             raise
@@ -114,11 +114,16 @@ def _sync_all(partial: Path) -> None:
         sync(path)
 
 
-def _move_into_place(partial: Path, target: Path) -> None:
+def _move_into_place(partial: Path, target: Path, file: str | None = None) -> None:
+    """The folder becomes the target, or its one ``file`` does."""
     sync(partial)
-    if target.exists():
-        target.rmdir()
-    partial.rename(target)
+    if file is not None:
+        (partial / file).rename(target)
+        partial.rmdir()
+    else:
+        if target.exists():
+            target.rmdir()
+        partial.rename(target)
     sync(target.parent)
 
 

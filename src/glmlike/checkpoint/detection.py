@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from glmlike.checkpoint import provenance
 from glmlike.checkpoint.formats import TABLES, FormatTable, table_of
 from glmlike.checkpoint.given import require_agreement
 from glmlike.checkpoint.headers import require_shapes
@@ -68,6 +69,11 @@ class Detection:
         return tuple(found)
 
     @property
+    def record(self) -> dict[str, Any] | None:
+        """The record of the conversion that wrote this, or None. Raises CheckpointError if there is no sense in it."""
+        return provenance.earlier_record(self.folder)
+
+    @property
     def _dtype_name(self) -> str:
         """What integers are read as: the dtype of config.json, else float16, which every pre-quantized release has."""
         name = str(self.config.get("dtype") or self.config.get("torch_dtype") or "float16").removeprefix("torch.")
@@ -122,7 +128,7 @@ def look(
     """:func:`detect` without the check that every tensor of the decoder, and no other, is there."""
     folder = Path(folder)
     if folder.suffix == ".gguf":
-        from glmlike.checkpoint.gguf import detect_gguf
+        from glmlike.checkpoint.gguf_reading import detect_gguf
 
         return detect_gguf(folder)
     ranked = ranked_format(folder)

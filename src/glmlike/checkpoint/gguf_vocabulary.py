@@ -25,12 +25,21 @@ from glmlike.spec import DecoderSpec
 NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = range(1, 7)
 """llama.cpp's types of tokens (llama.h, ``llama_token_type``)."""
 
+RENAMED = "glmlike.renamed_tokens"
+"""Our own key: JSON of the texts, by id, that tokens have in their tokenizer and not in the file."""
+
 _KEY = "tokenizer.ggml."
 _IDS = {"bos": "bos", "eos": "eos", "eot": "eot", "eom": "eom", "unk": "unknown", "pad": "padding"}
 
 # What tokenization_chatglm.py appends to the pieces of tokenizer.model, in this order; the roles came with ChatGLM3.
 _CHATGLM2_TOKENS = ("[MASK]", "[gMASK]", "[sMASK]", "sop", "eop")
 _CHATGLM3_TOKENS = ("<|system|>", "<|user|>", "<|assistant|>", "<|observation|>")
+
+
+# ChatGLM2's and ChatGLM3's control tokens that are letters of words: llama.cpp would cut "people" at "eop", and its BPE
+# would put "s" and "op" of "philosophy" together. The file names them as GLM-4 does, in its chat template as well.
+_SPELLED = {"sop": "<sop>", "eop": "<eop>"}
+_BEFORE = "[gMASK]"  # what stands before "sop" wherever a template writes it
 
 
 @dataclass(frozen=True)
@@ -47,6 +56,7 @@ class Vocabulary:
     add_bos: bool = False
     space_prefix: bool = False
     template: str | None = None
+    renamed: Mapping[int, str] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
 
     def fields(self) -> dict[str, Any]:
@@ -63,6 +73,8 @@ class Vocabulary:
             found[_KEY + "merges"] = list(self.merges) or ["\0 \0"]
         found |= {_KEY + "add_bos_token": self.add_bos, _KEY + "add_eos_token": False}
         found[_KEY + "add_space_prefix"] = self.space_prefix
+        if self.renamed:
+            found[RENAMED] = json.dumps(dict(self.renamed))
         return found | ({"tokenizer.chat_template": self.template} if self.template else {})
 
 
@@ -111,6 +123,9 @@ def read(
     else:
         return no_tokenizer(folder, config)
     tokens, types, scores = parts.pop("tokens"), parts.pop("types"), parts.pop("scores", {})
+    taken = set(tokens.values())
+    controls = {row: tokens[row] for row, kind in types.items() if kind == CONTROL}
+    renamed = {row: text for row, text in controls.items() if _SPELLED.get(text, text) not in taken}
     if tokens and max(tokens) >= spec.vocab_size:
         raise CheckpointError(
             f"{folder}: the tokenizer has id {max(tokens)}, but the embedding has {spec.vocab_size} rows. Resize the "
@@ -120,12 +135,20 @@ def read(
         raise CheckpointError(f"{folder}: the tokenizer has no tokens. Download its files again.")
     rows = range(spec.vocab_size)
     ids, notes = _special_ids(folder, config, settings, {text: number for number, text in tokens.items()})
+    if (first := parts.pop("first", None)) is not None:
+        ids["bos"] = next(number for number, text in tokens.items() if text == first)
+    template = _template(folder, settings)
+    if renamed:
+        tokens |= {row: _SPELLED[text] for row, text in renamed.items()}
+        template = _respelled(template, _SPELLED)
+        notes.append("sop and eop are <sop> and <eop> in the file, since llama.cpp would cut words at the former")
     return Vocabulary(
         tokens=tuple(tokens.get(row, f"[PAD{row}]") for row in rows),
         types=tuple(types.get(row, UNUSED) for row in rows),
         scores=tuple(scores.get(row, -1000.0) for row in rows) if scores else (),
         ids=ids,
-        template=_template(folder, settings),
+        template=template,
+        renamed=renamed,
         notes=(*parts.pop("notes", ()), *notes),
         **parts,
     )
@@ -174,9 +197,6 @@ def _read_sentencepiece(
         appended = _chatglm_tokens(len(tokens), chatglm2)
     for number, token in appended.items():
         tokens[number], types[number], scores[number] = token.text, _type_of(token), 0.0
-    notes = []
-    if any(token.text == "sop" for token in appended.values()):
-        notes.append("llama.cpp turns 'sop' inside any word into the special token where it parses special tokens")
     prefix = bool(processor.EncodeAsPieces("a")) and processor.EncodeAsPieces("a")[0].startswith(SPACE)
     return {
         "model": "llama",
@@ -185,7 +205,6 @@ def _read_sentencepiece(
         "types": types,
         "scores": scores,
         "space_prefix": prefix,
-        "notes": tuple(notes),
     }
 
 
@@ -251,7 +270,8 @@ def _read_fast(fast: Mapping[str, Any], path: Path, architecture: Architecture, 
     leading = _leading(fast.get("post_processor"))
     if len(leading) > 1:
         notes.append(f"llama.cpp puts {' '.join(leading)} in front only where the chat template says it")
-    return _byte_level(model["vocab"], merges, added, name, add_bos=len(leading) == 1, notes=tuple(notes))
+    first = {"first": leading[0]} if len(leading) == 1 else {}
+    return _byte_level(model["vocab"], merges, added, name, add_bos=bool(first), notes=tuple(notes), **first)
 
 
 def _leading(processor: Mapping[str, Any] | None) -> list[str]:
@@ -288,6 +308,7 @@ def _pieces_of_fast(
     )
     metaspace = fast.get("pre_tokenizer") or {}
     prefix = prefix or (metaspace.get("type") == "Metaspace" and metaspace.get("prepend_scheme", "always") != "never")
+    leading = _leading(fast.get("post_processor"))
     return {
         "model": "llama",
         "pre": "default",
@@ -295,7 +316,8 @@ def _pieces_of_fast(
         "types": types,
         "scores": scores,
         "space_prefix": prefix,
-        "add_bos": len(_leading(fast.get("post_processor"))) == 1,
+        "add_bos": len(leading) == 1,
+        **({"first": leading[0]} if len(leading) == 1 else {}),
     }
 
 
@@ -360,7 +382,8 @@ def _read_pairs(
             f"{folder}: vocab.json and merges.txt do not say how text is cut into words. Add tokenizer.json, or pass "
             "llama.cpp's name of it as pre_tokenizer."
         )
-    return _byte_level(read_json(folder / "vocab.json"), merges, added, name)
+    notes = ("llama.cpp leaves the normalizer NFC out",) if name == "qwen2" else ()
+    return _byte_level(read_json(folder / "vocab.json"), merges, added, name, notes=notes)
 
 
 # --- special ids and the template ------------------------------------------------------------------------------------
@@ -388,6 +411,12 @@ def _special_ids(
     return found, notes
 
 
+def _respelled(template: str | None, names: Mapping[str, str]) -> str | None:
+    for before, after in names.items() if template else ():
+        template = str(template).replace(_BEFORE + before, _BEFORE + after)
+    return template
+
+
 def _template(folder: Path, settings: Mapping[str, Any]) -> str | None:
     path = folder / "chat_template.jinja"
     if path.exists():
@@ -409,29 +438,54 @@ def token_ids(fields: Mapping[str, Any]) -> dict[str, Any]:
     return {f"{name}_token_id": number for name, number in found.items() if number is not None}
 
 
-def to_files(fields: Mapping[str, Any], where: str) -> tuple[dict[str, Any], list[str]]:
-    """The files of a folder's tokenizer, by name, from GGUF metadata, and what could not be rebuilt.
+def lost(fields: Mapping[str, Any]) -> tuple[str, ...]:
+    """What :func:`to_files` cannot rebuild, in words."""
+    model, tokens, pre = (fields.get(_KEY + name) for name in ("model", "tokens", "pre"))
+    if model in (None, "none", "no_vocab") or not isinstance(tokens, list):
+        return ("the file has no tokenizer",)
+    scored = isinstance(fields.get(_KEY + "scores"), list)
+    known = pre_tokenizer_of(str(pre)) is not None if model == "gpt2" else model == "llama" and scored
+    return () if known else (f"tokenizer {model!r} with words {pre!r}: tokenizer.json is not rebuilt",)
+
+
+def to_files(fields: Mapping[str, Any], where: str) -> dict[str, Any]:
+    """The files of a folder's tokenizer, by name, from GGUF metadata, but for what is :func:`lost`.
 
     Exact as far as the file says it: a control token is special on return, since its entry's flag is not stored.
+
+    Raises:
+        CheckpointError: lists of the tokenizer that contradict each other.
     """
     ids = token_ids(fields)
     files: dict[str, Any] = {"generation_config.json": {"_from_model_config": True, **ids}} if ids else {}
     template = fields.get("tokenizer.chat_template")
+    renamed = _renamed(fields, where)
     if isinstance(template, str):
-        files["chat_template.jinja"] = template
-    model, tokens = fields.get(_KEY + "model"), fields.get(_KEY + "tokens")
-    if model in (None, "none", "no_vocab") or not isinstance(tokens, list):
-        return files, ["the file has no tokenizer"]
-    types = fields.get(_KEY + "token_type") or [NORMAL] * len(tokens)
+        back = {_SPELLED[text]: text for text in renamed.values() if text in _SPELLED}
+        files["chat_template.jinja"] = _respelled(template, back)
+    if lost(fields):
+        return files
+    tokens = [renamed.get(row, text) for row, text in enumerate(fields[_KEY + "tokens"])]
+    types, scores = fields.get(_KEY + "token_type") or [NORMAL] * len(tokens), fields.get(_KEY + "scores", tokens)
+    if not len(tokens) == len(types) == len(scores):
+        raise CheckpointError(
+            f"{where}: {len(tokens)} tokens, {len(types)} types, {len(scores)} scores: expected as many of each. "
+            "Download the file again."
+        )
     rows = {row: (text, kind) for row, (text, kind) in enumerate(zip(tokens, types, strict=True)) if kind != UNUSED}
-    fast = _fast_bytes(fields, rows) if model == "gpt2" else _fast_pieces(fields, rows) if model == "llama" else None
-    if fast is None:
-        return files, [f"tokenizer {model!r} with words {fields.get(_KEY + 'pre')!r}: tokenizer.json is not rebuilt"]
-    names = {name: tokens[fields[key]] for name in _IDS if (key := f"{_KEY}{_IDS[name]}_token_id") in fields}
-    special = {f"{name}_token": text for name, text in names.items() if name in ("bos", "eos", "unk", "pad")}
-    files["tokenizer.json"] = fast
+    numbers = {name: fields.get(f"{_KEY}{_IDS[name]}_token_id", -1) for name in ("bos", "eos", "unk", "pad")}
+    special = {f"{name}_token": rows[number][0] for name, number in numbers.items() if number in rows}
+    files["tokenizer.json"] = (_fast_bytes if fields[_KEY + "model"] == "gpt2" else _fast_pieces)(fields, rows)
     files["tokenizer_config.json"] = {"tokenizer_class": "PreTrainedTokenizerFast", "padding_side": "left", **special}
-    return files, []
+    return files
+
+
+def _renamed(fields: Mapping[str, Any], where: str) -> dict[int, str]:
+    try:
+        found = json.loads(fields.get(RENAMED, "{}"))
+        return {int(row): str(text) for row, text in found.items()}
+    except (ValueError, TypeError, AttributeError, RecursionError):
+        raise CheckpointError(f"{where}: {RENAMED} is no JSON object of texts by id. Write the file again.") from None
 
 
 def _added_entries(rows: Mapping[int, tuple[str, int]]) -> list[dict[str, Any]]:
@@ -478,10 +532,9 @@ def _sequence(name: str, kind: int) -> dict[str, Any]:
     return {"Sequence": {"id": name, "type_id": kind}}
 
 
-def _fast_bytes(fields: Mapping[str, Any], rows: Mapping[int, tuple[str, int]]) -> dict[str, Any] | None:
+def _fast_bytes(fields: Mapping[str, Any], rows: Mapping[int, tuple[str, int]]) -> dict[str, Any]:
     words = pre_tokenizer_of(str(fields.get(_KEY + "pre")))
-    if words is None:
-        return None
+    assert words is not None, "lost"
     pre_tokenizer, ignore_merges = words
     merges = [pair for pair in _split_merges(fields.get(_KEY + "merges") or []) if "\0" not in pair]
     decoder = {"type": "ByteLevel", "add_prefix_space": True, "trim_offsets": True, "use_regex": True}
@@ -494,10 +547,8 @@ def _split_merges(merges: list[str]) -> list[list[str]]:
     return [[line[: line.index(" ", 1)], line[line.index(" ", 1) + 1 :]] for line in merges if " " in line[1:]]
 
 
-def _fast_pieces(fields: Mapping[str, Any], rows: Mapping[int, tuple[str, int]]) -> dict[str, Any] | None:
-    scores = fields.get(_KEY + "scores")
-    if not isinstance(scores, list):
-        return None
+def _fast_pieces(fields: Mapping[str, Any], rows: Mapping[int, tuple[str, int]]) -> dict[str, Any]:
+    scores = fields[_KEY + "scores"]
     normal = {text: scores[row] for row, (text, kind) in rows.items() if kind == NORMAL}
     pairs = [
         ((text[:at], text[at:]), score)

@@ -39,7 +39,7 @@ class Merged:
     part: NativePart
     _made: LastMade = field(init=False, repr=False, compare=False)
     exact = False
-    how = "merge"
+    verb = "merge"
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "_made", LastMade(self._load))
@@ -131,7 +131,7 @@ class Shifted:
     inner: Stream
     part: NativePart
     exact = False
-    how = "merge"
+    verb = "merge"
 
     @property
     def dtype(self) -> str:

@@ -35,8 +35,8 @@ DTYPES: dict[str, str] = {"float32": "F32", "float16": "F16", "bfloat16": "BF16"
 class Step:
     """One tensor that will be written: of which source tensors, by which layouts, into which file.
 
-    ``how``: "bytes" are moved as they are; "cast", "dequantize" and "merge" compute numbers; "tensor" moves what only
-    torch reads.
+    ``how``: "bytes" are moved as they are; "cast", "dequantize", "quantize" and "merge" compute numbers; "tensor" moves
+    what only torch reads.
     """
 
     name: str
@@ -76,6 +76,7 @@ class Plan:
     ``bytes`` are those of all tensors written, ``bytes_moved`` those of them that are moved without being decoded;
     ``disk`` the bytes that the destination's file system must have free; ``memory.peak`` the expected peak memory.
     ``lossless``: the source's tensors, but for the declared drops, follow from the target's bit for bit.
+    ``one_file``: ``destination`` is no folder but the one file of ``files``.
     """
 
     source: Path
@@ -101,10 +102,11 @@ class Plan:
     ranked: RankLayout | None = field(default=None, repr=False)
     source_files: provenance.SourceFiles = field(default=provenance.SourceFiles({}, False), repr=False, compare=False)
     merged: tuple[Mapping[str, str], ...] = ()
+    one_file: bool = False
 
     def to_dict(self) -> dict[str, Any]:
         """The plan as JSON holds it."""
-        hidden = ("containers", "found", "config", "steps", "memory", "ranked", "source_files")
+        hidden = ("containers", "found", "config", "steps", "memory", "ranked", "source_files", "one_file")
         facts = {name: value for name, value in vars(self).items() if name not in hidden}
         facts |= {"source": str(self.source), "destination": str(self.destination)}
         return {**facts, "memory": vars(self.memory), "steps": [step.to_dict() for step in self.steps]}
@@ -150,17 +152,12 @@ def make_plan(
             "changed, or rows dropped. Pass 'hash', which reads everything back."
         )
     total = sum(step.bytes for step in made)
-    names = file_names(found)
-    known = provenance.published(found.folder, names)
-    if sha256 is None:
-        sha256 = verify != "none" and len(known) < len(names)
-    known = dict.fromkeys(names, "0" * 64) if sha256 else known
-    files = provenance.SourceFiles(known, sha256)
+    files = source_files(found, verify, sha256)
     hashed = verify != "none"
     containers = tuple(_containers(found, made, table.name, ranked, files, hashed))
     streams = [step.stream for step in made]
     rewritten = files_of(found.folder) if is_rewritten(found.folder, found.format, table.name) else []
-    sums = {"tensors": TENSOR_HASH if hashed else None, "files": sha256}
+    sums = {"tensors": TENSOR_HASH if hashed else None, "files": files.computed}
     key = _identity(found, made, config, sums, change, rewritten)
     return Plan(
         source=found.folder,
@@ -172,11 +169,11 @@ def make_plan(
         bytes=total,
         bytes_moved=sum(step.bytes for step in made if step.how == "bytes"),
         disk=_disk(found, made, containers),
-        memory=share_out(max_memory, workers, streams, _held(streams)),
+        memory=share_out(max_memory, workers, streams, memory_held(streams)),
         verify=verify or ("roundtrip" if lossless else "hash"),
         lossless=lossless,
         dropped=tuple(sorted(set_aside(found))),
-        notes=(*found.notes, *_history(found), *(change.notes if change else ())),
+        notes=(*found.notes, *history(found), *(change.notes if change else ())),
         missing=tuple(missing),
         unknown=tuple(unknown),
         identity=key,
@@ -191,7 +188,17 @@ def make_plan(
 
 def file_names(found: Detection) -> dict[str, Path]:
     """The source's files of weights, by their names in its folder, in the order in which they are read."""
-    return {path.relative_to(found.folder).as_posix(): path for path in found.checkpoint.files}
+    files = found.checkpoint.files
+    return {path.name if path == found.folder else path.relative_to(found.folder).as_posix(): path for path in files}
+
+
+def source_files(found: Detection, verify: Verify | None, sha256: bool | None) -> provenance.SourceFiles:
+    """What is known of the source's files, or zeros where they are to be hashed; ``sha256`` as for a plan."""
+    names = file_names(found)
+    known = provenance.published(found.folder if found.folder.is_dir() else found.folder.parent, names)
+    if sha256 is None:
+        sha256 = verify != "none" and len(known) < len(names)
+    return provenance.SourceFiles(dict.fromkeys(names, "0" * 64) if sha256 else known, sha256)
 
 
 def _steps(
@@ -262,10 +269,11 @@ def _cast(stream: Stream, dtype: str) -> Stream:
 
 def how(stream: Stream) -> str:
     """What is done to the bytes of a stream: see :class:`Step`."""
-    kinds = {type(part) for part in leaves(stream)}
-    found = [name for kind, name in ((Cast, "cast"), (Dequantized, "dequantize"), (Loaded, "tensor")) if kind in kinds]
-    found += sorted({kind.how for kind in kinds if hasattr(kind, "how")})
-    return "+".join(found) or "bytes"
+    kinds = ((Cast, "cast"), (Dequantized, "dequantize"), (Loaded, "tensor"))
+    parts = list(leaves(stream))
+    found = [name for kind, name in kinds if any(isinstance(part, kind) for part in parts)]
+    found += [part.verb for part in parts if hasattr(part, "verb")]
+    return "+".join(dict.fromkeys(found)) or "bytes"
 
 
 def leaves(stream: Stream) -> Iterator[Stream]:
@@ -277,6 +285,13 @@ def leaves(stream: Stream) -> Iterator[Stream]:
     inner += [part[0] if isinstance(stream, Rows) else part for part in getattr(stream, "parts", ())]
     for part in inner:
         yield from leaves(part)
+
+
+def needs_torch(steps: Sequence[Step]) -> bool:
+    """Whether carrying steps out imports torch."""
+    parts = (part for step in steps for part in leaves(step.stream))
+    kinds = (Cast, Dequantized, Loaded)
+    return any(isinstance(part, kinds) and not getattr(part, "without_torch", False) for part in parts)
 
 
 def _shards(sizes: Sequence[int], limit: int) -> list[str]:
@@ -326,20 +341,25 @@ def _disk(found: Detection, steps: Sequence[Step], containers: Sequence[Containe
     return max(size - holes, 0)
 
 
-def _held(streams: Sequence[Stream]) -> int:
+def memory_held(streams: Sequence[Stream]) -> int:
     """What a worker holds of tensors that are made or read whole: those it keeps, and what one is made of."""
     found = [leaf for stream in streams for leaf in leaves(stream)]
     largest = max((size_of(leaf) for leaf in found if isinstance(leaf, Loaded)), default=0)
     return (LastMade.KEPT + 1) * largest + max((getattr(leaf, "held", 0) for leaf in found), default=0)
 
 
-def _history(found: Detection) -> tuple[str, ...]:
-    before = provenance.earlier_record(found.folder)
+def history(found: Detection) -> tuple[str, ...]:
+    """What a report says of a source that was itself converted."""
+    before = found.record
     if before is None:
         return ()
     source = before["source"]
     made_of = f"{source.get('name')} ({source.get('format')})"
-    return (f"the source was itself converted, from {made_of}: see its {provenance.RECORD}",)
+    return (f"the source was itself converted, from {made_of}: see its {_where(found)}",)
+
+
+def _where(found: Detection) -> str:
+    return "metadata" if found.folder.suffix == ".gguf" else provenance.RECORD
 
 
 def _identity(

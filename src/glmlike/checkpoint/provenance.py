@@ -127,15 +127,18 @@ def earlier_record(folder: Path) -> dict[str, Any] | None:
         CheckpointError: the file is there but is no such record.
     """
     path = folder / RECORD
-    if not path.exists():
-        return None
+    return read_record(path.read_bytes(), path) if path.exists() else None
+
+
+def read_record(text: str | bytes, where: Path) -> dict[str, Any]:
+    """A record from its text. Raises CheckpointError if it is none."""
     try:
-        found = json.loads(path.read_text(encoding="utf8"))
+        found = json.loads(text)
         sound = isinstance(found, dict) and isinstance(found["source"], dict) and isinstance(found["format"], str)
     except (ValueError, KeyError, RecursionError):
         sound = False
     if not sound:
-        raise CheckpointError(f"{path}: not the record of a conversion. Remove this file, or convert the source anew.")
+        raise CheckpointError(f"{where}: not the record of a conversion. Remove this file, or convert the source anew.")
     return dict(found)
 
 
@@ -201,7 +204,8 @@ def identity(paths: list[Path], folder: Path) -> dict[str, Any]:
 
     What begins a file is its whole header where it is a safetensors file.
     """
-    return {path.relative_to(folder).as_posix(): [path.stat().st_size, _beginning(path)] for path in sorted(paths)}
+    names = {path: path.name if path == folder else path.relative_to(folder).as_posix() for path in sorted(paths)}
+    return {name: [path.stat().st_size, _beginning(path)] for path, name in names.items()}
 
 
 def times(paths: list[Path]) -> list[int]:

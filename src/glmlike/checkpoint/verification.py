@@ -26,11 +26,12 @@ from glmlike.errors import CheckpointError
 _COMPARED = 2**20  # bytes of two copies in memory at a time
 
 
-def verify_written(plan: Plan, folder: Path, written: Written, crew: Crew) -> None:
+def verify_written(plan: Plan, folder: Path, written: Written, crew: Crew, result: Detection | None = None) -> None:
     """What stands in ``folder`` is what ``plan.verify`` asks for; its files are opened anew, as any reader opens them.
 
     "hash": every tensor of the result has the hash of what was to be written. "roundtrip": the inverse of the plan,
-    applied to the result, gives every tensor of the source but the declared drops, bit for bit.
+    applied to the result, gives every tensor of the source but the declared drops, bit for bit. ``result`` is what
+    ``folder`` holds, where it is no folder of a format.
 
     Raises:
         CheckpointError: the first tensor that differs, or that the plan has forgotten.
@@ -38,7 +39,7 @@ def verify_written(plan: Plan, folder: Path, written: Written, crew: Crew) -> No
     _require_all_accounted_for(plan)
     if plan.verify == "none":
         return
-    result = _open(plan, folder)
+    result = result or _open(plan, folder)
     if plan.verify == "hash":
         crew.run(partial(_require_hash, step, plan, folder, written, crew) for step in plan.steps)
         return

@@ -46,5 +46,6 @@ def _facts(folder: Path, generation: Any, spec: str | None) -> dict[str, Any]:
             *(fmt for fmt in FORMATS if fmt != found.format and not cannot_express(found.spec, fmt)),
             *(["gguf"] if folder.suffix != ".gguf" and can_be_gguf(found.spec) else []),
         ],
+        **({"converted_from": found.record["source"].get("name")} if found.record else {}),
         "spec": {**asdict(found.spec), "rope_scaling": dict(found.spec.rope_scaling)},
     }

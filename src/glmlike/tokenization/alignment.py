@@ -31,6 +31,23 @@ def align(
     return "".join(each[0] for each in out), [(start, end) for _, start, end in out]
 
 
+def normalize(text: str, charsmap: Charsmap, users: re.Pattern[str] | None) -> str:
+    """The text that ``align`` gives for a spelled text, with a blank in front if there is any.
+
+    ``users`` has its match as its one group. No source of the table reaches into a match or across it.
+    """
+    if users is None or text.isascii() or not charsmap.composing.search(text) or not users.search(text):
+        text = charsmap.normalize(text)
+    else:
+        parts = users.split(text)
+        parts[::2] = [charsmap.normalize(part) for part in parts[::2]]
+        text = "".join(parts)
+    if "  " in text:
+        text = " ".join([word for word in text.split(" ") if word])
+    text = text.strip(" ")
+    return " " + text if text else ""
+
+
 def byte_places(text: str) -> list[int]:
     """Where each character of ``text`` begins in its UTF-8 bytes, and where the last one ends."""
     if text.isascii():

@@ -36,6 +36,7 @@ def _printable_bytes() -> dict[int, str]:
 
 
 _PRINTABLE = _printable_bytes()
+_BYTES = {ord(character): byte for byte, character in _PRINTABLE.items()}
 
 
 def read_ranks(path: Path) -> dict[str, int]:
@@ -64,6 +65,14 @@ def read_ranks(path: Path) -> dict[str, int]:
 
 
 _TIKTOKEN = "expected a tiktoken vocabulary, a base64 token and its rank on each line"
+
+
+def as_bytes(token: str) -> bytes:
+    """The bytes that a token in GPT-2's alphabet stands for; those of its UTF-8 if it is not in that alphabet."""
+    try:
+        return token.translate(_BYTES).encode("latin-1")
+    except UnicodeEncodeError:
+        return token.encode("utf8")
 
 
 def write_ranks(vocabulary: Mapping[str, int]) -> bytes:

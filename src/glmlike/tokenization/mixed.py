@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import re
-from itertools import groupby
+from itertools import chain, groupby
 from typing import Any
 
-from tokenizers import AddedToken, Encoding, PreTokenizedString, Token, Tokenizer
+from tokenizers import Encoding, PreTokenizedString, Token, Tokenizer
 
 from glmlike.tokenization.alignment import byte_places
 from glmlike.tokenization.corners import Corners
+from glmlike.tokenization.stretches import AddedTokens
 from glmlike.tokenization.unigram import utf8
 
 _BYTE = re.compile("<0x[0-9A-F]{2}>")
@@ -17,14 +18,14 @@ Text = str | list[str] | tuple[str, ...]
 
 
 class MixedBackend:
-    """``backend`` whose ``encode_batch`` has a look at every text; all else is the backend's.
+    """``backend`` whose ``encode_batch`` gives SentencePiece's tokens where its own differ; all else is the backend's.
 
     Truncation, special tokens around a text and pairs are Rust's own for exact tokens too. ``word_ids`` of an exactly
     cut text count its stretches between added tokens.
     """
 
-    def __init__(self, backend: Tokenizer, corners: Corners) -> None:
-        self.__dict__.update(_backend=backend, _corners=corners, _pattern=None)
+    def __init__(self, backend: Tokenizer, corners: Corners, added: AddedTokens) -> None:
+        self.__dict__.update(_backend=backend, _corners=corners, _added=added)
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._backend, name)
@@ -36,19 +37,33 @@ class MixedBackend:
         self, inputs: list[Any], add_special_tokens: bool = True, is_pretokenized: bool = False
     ) -> list[Encoding]:
         """As ``Tokenizer.encode_batch``; padding is to the longest of all."""
-        exact = [any(map(self._needed, _texts(each, is_pretokenized))) for each in inputs]
+        texts = [_texts(each, is_pretokenized) for each in inputs]
+        exact = self._needed(texts)
         rust = [each for each, hard in zip(inputs, exact, strict=True) if not hard]
         options = {"add_special_tokens": add_special_tokens, "is_pretokenized": is_pretokenized}
         encoded = iter(self._backend.encode_batch(rust, **options) if rust else [])
         out = [
-            self._exactly(_texts(each, is_pretokenized), add_special_tokens) if hard else next(encoded)
-            for each, hard in zip(inputs, exact, strict=True)
+            self._exactly(each, add_special_tokens) if hard else next(encoded)
+            for each, hard in zip(texts, exact, strict=True)
         ]
         self._pad(out)
         return out
 
-    def _needed(self, text: Text) -> bool:
-        return any(map(self._corners.needed, [text] if isinstance(text, str) else text))
+    def _needed(self, inputs: list[list[Text]]) -> list[bool]:
+        """For each input, whether Rust gives other ids or places than SentencePiece in some stretch."""
+        stretches, owners = [], []
+        for number, texts in enumerate(inputs):
+            for text in chain.from_iterable([text] if isinstance(text, str) else text for text in texts):
+                plain = [text[each.start : each.end] for each in self._added.stretches(text) if each.added is None]
+                stretches += plain
+                owners += [number] * len(plain)
+        bare = Tokenizer(self._backend.model)
+        bare.normalizer, bare.pre_tokenizer = self._backend.normalizer, self._backend.pre_tokenizer
+        rust = bare.encode_batch_fast(stretches, add_special_tokens=False)
+        rows = zip(owners, stretches, rust, self._corners.encoder.encode_all(stretches), strict=True)
+        misplaced = self._corners.misplaced
+        different = {owner for owner, text, found, ids in rows if found.ids != ids or misplaced(text)}
+        return [number in different for number in range(len(inputs))]
 
     def _exactly(self, texts: list[Text], add_special_tokens: bool) -> Encoding:
         encodings = [self._encode(text, number) for number, text in enumerate(texts)]
@@ -57,18 +72,13 @@ class MixedBackend:
 
     def _encode(self, text: Text, number: int) -> Encoding:
         if isinstance(text, str):
-            return self._stretches(text, number, None)
-        words = [self._stretches(word, number, place) for place, word in enumerate(text)]
+            return self._joined(text, number, None)
+        words = [self._joined(word, number, place) for place, word in enumerate(text)]
         return Encoding.merge(words, growing_offsets=False)
 
-    def _stretches(self, text: str, number: int, word: int | None) -> Encoding:
+    def _joined(self, text: str, number: int, word: int | None) -> Encoding:
         """The encoding of ``text`` cut at added tokens, each stretch for itself."""
-        places, stretches, done = byte_places(text), [], 0
-        for match in self._added().finditer(text):
-            stretches += [(done, match.start(), None), (*match.span(), str(match[match.lastgroup or 0]))]
-            done = match.end()
-        stretches.append((done, len(text), None))
-        stretches = [each for each in stretches if each[0] < each[1]]
+        places, stretches = byte_places(text), self._added.stretches(text)
         tokens = iter([self._tokens(text, places, *each) for each in stretches])
         content = PreTokenizedString(text)
         content.split(lambda _, whole: [whole[start:end] for start, end, _ in stretches])
@@ -84,21 +94,6 @@ class MixedBackend:
             Token(cut.id, cut.piece, (places[start + cut.start] - first, places[start + cut.end] - first))
             for cut in self._corners.cut(text[start:end])
         ]
-
-    def _added(self) -> re.Pattern[str]:
-        """Finds added tokens in a text as Rust does: the longest of those that begin first.
-
-        One that Rust looks for in normalised text is looked for in the text as it is.
-        """
-        if self._pattern is None:
-            tokens = self._backend.get_added_tokens_decoder().values()
-            split = self._backend.encode_special_tokens
-            wanted = [token for token in tokens if not (split and token.special)]
-            wanted.sort(key=lambda token: len(token.content), reverse=True)
-            found = re.compile("|".join(_pattern(token, at) for at, token in enumerate(wanted)) or "(?!)")
-            self.__dict__["_pattern"] = found
-        pattern: re.Pattern[str] = self.__dict__["_pattern"]
-        return pattern
 
     def _pad(self, encodings: list[Encoding]) -> None:
         padding = self._backend.padding
@@ -120,12 +115,6 @@ def _texts(given: Any, is_pretokenized: bool) -> list[Text]:
     if is_pretokenized and all(isinstance(word, str) for word in given):
         return [given]
     return list(given)
-
-
-def _pattern(token: AddedToken, at: int) -> str:
-    before, after = (r"\s*" if token.lstrip else ""), (r"\s*" if token.rstrip else "")
-    edge = (r"(?<!\w)", r"(?!\w)") if token.single_word else ("", "")
-    return f"{before}{edge[0]}(?P<t{at}>{re.escape(token.content)}){edge[1]}{after}"
 
 
 def broken_bytes(tokens: list[str]) -> list[str] | None:

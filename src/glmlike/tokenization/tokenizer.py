@@ -19,10 +19,13 @@ from glmlike.tokenization.assembly import CONFIGS, assemble
 from glmlike.tokenization.chat import SafeChatMixin
 from glmlike.tokenization.corners import Corners
 from glmlike.tokenization.detection import find_of_tokenizer
+from glmlike.tokenization.direct import Around, Asked, Encodings, around, ids_of
 from glmlike.tokenization.generations import GENERATIONS, generation_of
 from glmlike.tokenization.kinds import FILES, refuse_pointer
 from glmlike.tokenization.mixed import MixedBackend, broken_bytes
 from glmlike.tokenization.prompts import PromptHelpersMixin
+from glmlike.tokenization.remembered import Encoder, encoder_of
+from glmlike.tokenization.stretches import AddedTokens
 
 PLAIN = "PreTrainedTokenizerFast"
 _MACHINE = ("is_local", "local_files_only", "auto_map")
@@ -45,6 +48,9 @@ class GlmLikeTokenizer(SafeChatMixin, PromptHelpersMixin, PreTrainedTokenizerFas
     ChatGLM-6B's, GLM-130B's and GLM-10B-Chinese's ids are SentencePiece's: the few texts that Rust cuts otherwise are
     cut exactly (:mod:`glmlike.tokenization.corners` says which), with offsets, truncation and padding as for others.
 
+    Ids of the parts of texts are remembered, up to some 100 MB of them a tokenizer: a text of words that were met
+    before is encoded ten times as fast as by the originals' Python code, and has the same ids.
+
     ``save_pretrained`` writes tokenizer.json and tokenizer_config.json, and for those three the SentencePiece model,
     which the exact cut needs. transformers without glmlike reads them as its own fast tokenizer, with the same ids,
     except that there texts may spell special tokens, and those few texts are cut as Rust cuts them.
@@ -58,6 +64,8 @@ class GlmLikeTokenizer(SafeChatMixin, PromptHelpersMixin, PreTrainedTokenizerFas
     padding_side = "left"
     generation: str
     _saved_as = "GlmLikeTokenizer"
+    _remembered: tuple[Any, Encoder | None] | None = None
+    _stretches: tuple[Any, AddedTokens] | None = None
 
     @classmethod
     def _from_pretrained(cls, resolved_vocab_files: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
@@ -94,22 +102,86 @@ class GlmLikeTokenizer(SafeChatMixin, PromptHelpersMixin, PreTrainedTokenizerFas
         """Nothing: where a text is cut is known here, and looking for Mistral's fault asks the Hub."""
         return tokenizer
 
-    def _encode_plus(self, *args: Any, return_position_ids: bool = False, **kwargs: Any) -> BatchEncoding:
-        if self._corners is not None and not isinstance(self._tokenizer, MixedBackend):
-            mixed = object.__new__(type(self))  # a view of this tokenizer: other threads keep seeing Rust's
-            mixed.__dict__ = {**self.__dict__, "_tokenizer": MixedBackend(self._tokenizer, self._corners)}
-            return mixed._encode_plus(*args, return_position_ids=return_position_ids, **kwargs)
+    def _encode_plus(
+        self, text: Any, text_pair: Any = None, return_position_ids: bool = False, **kwargs: Any
+    ) -> BatchEncoding:
         if not return_position_ids:
-            return super()._encode_plus(*args, **kwargs)
+            direct = self._directly(text, **kwargs) if text_pair is None else None
+            return self._by_encodings(text, text_pair, **kwargs) if direct is None else direct
         tensors = kwargs.pop("return_tensors", None)
         asked = kwargs.pop("return_attention_mask", None)
-        encoding = super()._encode_plus(*args, **kwargs, return_attention_mask=True)
+        encoding = self._encode_plus(text, text_pair, **kwargs, return_attention_mask=True)
         masks = encoding["attention_mask"]
         one = not masks or isinstance(masks[0], int)
         encoding["position_ids"] = _positions(masks) if one else [_positions(mask) for mask in masks]
         if asked is False:
             del encoding["attention_mask"]
         return encoding.convert_to_tensors(tensors, prepend_batch_axis=one)
+
+    def _by_encodings(self, text: Any, text_pair: Any, **kwargs: Any) -> BatchEncoding:
+        """As transformers does, with SentencePiece's tokens where Rust's differ."""
+        if self._corners is None:
+            return super()._encode_plus(text, text_pair, **kwargs)
+        split = kwargs.get("split_special_tokens")
+        self._tokenizer.encode_special_tokens = self.split_special_tokens if split is None else split
+        mixed = object.__new__(type(self))  # a view of this tokenizer: other threads keep seeing Rust's
+        mixed.__dict__ = {**self.__dict__, "_tokenizer": MixedBackend(self._tokenizer, self._corners, self._added())}
+        return super(GlmLikeTokenizer, mixed)._encode_plus(text, text_pair, **kwargs)
+
+    def _directly(self, text: Any, **kwargs: Any) -> BatchEncoding | None:
+        """The same from remembered ids; None where more is asked for than ids and masks of single texts."""
+        asked = Asked(**{name: value for name, value in kwargs.items() if name in Asked._fields})
+        texts = [text] if isinstance(text, str) else text
+        others = any(value for name, value in kwargs.items() if name not in Asked._fields)
+        if others or not asked.is_simple() or not isinstance(texts, (list, tuple)) or not texts:
+            return None
+        if not all(isinstance(each, str) for each in texts) or "token_type_ids" in self.model_input_names:
+            return None
+        split = self.split_special_tokens if asked.split_special_tokens is None else asked.split_special_tokens
+        self._tokenizer.encode_special_tokens = split
+        encoder, added = self._encoder(), self._added()
+        sides = around(self._tokenizer) if asked.add_special_tokens else Around([], [])
+        if encoder is None or not added.exact or sides is None:
+            return None
+        try:
+            rows = ids_of(list(texts), encoder, added, self._convert_token_to_id_with_added_voc)
+        except UnicodeEncodeError:  # lone surrogates: Rust says so
+            return None
+        data = asked.finish(rows, sides, self)
+        if data is None:
+            return None
+        later = {**kwargs, "split_special_tokens": split, "return_tensors": None, "verbose": False}
+        encodings = Encodings(len(texts), lambda: list(self._by_encodings(text, None, **later).encodings or ()))
+        for ids in data["input_ids"]:
+            self._eventual_warn_about_too_long_sequence(ids, asked.max_length, asked.verbose)
+        if isinstance(text, str) and asked.return_tensors is None:
+            data = {name: values[0] for name, values in data.items()}
+        return BatchEncoding(data, encodings, tensor_type=asked.return_tensors, n_sequences=1)
+
+    def _encoder(self) -> Encoder | None:
+        """What encodes stretches of text, and remembers; None for pipelines it does not know."""
+        if self._corners is not None:
+            return self._corners.encoder
+        parts = (self._tokenizer.normalizer, self._tokenizer.pre_tokenizer)
+        pipeline = tuple(None if part is None else part.__getstate__() for part in parts)
+        if self._remembered is None or self._remembered[0] != pipeline:
+            self._remembered = (pipeline, encoder_of(self._tokenizer))
+        return self._remembered[1]
+
+    def _added(self) -> AddedTokens:
+        """The added tokens as they are now."""
+        state = (self._tokenizer.get_vocab_size(), self._tokenizer.encode_special_tokens)
+        if self._stretches is None or self._stretches[0] != state:
+            self._stretches = (state, AddedTokens(self._tokenizer))
+        return self._stretches[1]
+
+    def _add_tokens(self, *args: Any, **kwargs: Any) -> int:
+        self._stretches = None
+        return int(super()._add_tokens(*args, **kwargs))
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Without what is made again where it is needed."""
+        return {name: value for name, value in self.__dict__.items() if name not in ("_remembered", "_stretches")}
 
     def _pad(self, encoded_inputs: Any, *args: Any, **kwargs: Any) -> dict[str, Any]:
         """As transformers pads, with 0 for the positions of padding, which it would leave out."""

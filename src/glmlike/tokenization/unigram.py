@@ -24,12 +24,13 @@ from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_toke
 from glmlike.errors import TokenizerError
 from glmlike.tokenization.charsmap import nmt_nfkc
 from glmlike.tokenization.sentencepiece_model import PieceType, SentencePieceModel
-from glmlike.tokenization.unigram_exact import USER_SCORE, UnigramExact
+from glmlike.tokenization.unigram_exact import UnigramExact
 
 BLANKS = range(80, 1, -1)
 TAB = "<|tab|>"
 _CONTROL = ("[MASK]", "[gMASK]", "[sMASK]", "<unused_0>", "<sop>", "<eop>", "<ENC>", "<dBLOCK>")
 _TEXT_PIECES = 130000
+_USER_SCORE = -0.1  # above all others
 UNKNOWN_SURFACE = " \u2047 "
 
 
@@ -41,10 +42,11 @@ def blank(length: int) -> str:
 def spell(text: str) -> str:
     """``text`` with newlines, tabs and runs of blanks spelled as the vocabulary has them, longest runs first."""
     text = text.replace("\n", "<n>").replace("\t", TAB)
-    if "  " in text:
-        for length in BLANKS:
-            text = text.replace(" " * length, blank(length))
-    return text
+    return _RUN.sub(lambda run: _SPELLED[len(run[0])], text) if "  " in text else text
+
+
+_RUN = re.compile(" {2,80}")
+_SPELLED = {length: blank(length) for length in BLANKS}
 
 
 def complete(model: SentencePieceModel) -> SentencePieceModel:
@@ -88,7 +90,7 @@ def build(model: SentencePieceModel, *, image_tokens: int = 0) -> Tokenizer:
     # The images' names hold a blank, which no normalised text has; every other piece must be a string nothing spells.
     vocabulary = [(f"<image {index}>", least) for index in range(image_tokens)]
     for piece, score, kind in zip(model.pieces, model.scores, model.types, strict=True):
-        vocabulary.append((piece, score if kind == "normal" else USER_SCORE if kind == "user" else least))
+        vocabulary.append((piece, score if kind == "normal" else _USER_SCORE if kind == "user" else least))
     tokenizer = Tokenizer(models.Unigram(vocabulary, unk_id=image_tokens + model.unk_id, byte_fallback=True))
     tokenizer.normalizer = normalizers.Sequence(
         [
@@ -139,6 +141,11 @@ class UnigramCode:
     def encode(self, text: str) -> list[int]:
         """The original's ids of ``text``."""
         return self.pieces.encode(spell(text))
+
+    def encode_all(self, texts: list[str]) -> list[list[int]]:
+        """The original's ids of every text."""
+        normalize = self.pieces.normalize
+        return self.pieces.encode_normal([normalize(spell(text)) for text in texts])
 
     def decode(self, ids: Iterable[int]) -> str:
         """The original's text: control pieces are nothing, bytes are read as UTF-8, ids of images are left out."""

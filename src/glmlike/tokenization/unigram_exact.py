@@ -1,42 +1,44 @@
 """Unigram ids as the sentencepiece library computes them, rounding included; remembers what it has cut before.
 
 sentencepiece finds the best path through a whole text and adds scores up in float32 (EncodeOptimized of
-unigram_model.cc).
-Where two paths differ by less than the rounding ("xxxx", or two near-equal readings late in a long text) its choice
-depends on everything in front, and no tokenizer that works word by word in float64 can know it. Here:
+unigram_model.cc, here as of 0.2.3), beginning anew from 0 where a sum has passed -100000. Where two paths differ by
+less than the rounding ("xxxx", or two near-equal readings late in a long text) its choice depends on everything in
+front, and no tokenizer that works word by word in float64 can know it. Here:
 
-* a text is cut where no piece can lie across: at blanks, and between two characters that are neighbours in no
-  piece. The best path of a whole is the best paths of its runs, up to rounding, so runs are cut once and remembered.
+* a text is cut where no piece can lie across, between two characters that are neighbours in no piece
+  (``cutting.PieceCutter``). The best path of a whole is the best paths of its runs, up to rounding, so runs are cut
+  once and remembered.
 * with the path of a run goes its ``gap``: the least lead with which it won at any of its places. While the gap exceeds
   what rounding can do at the score reached, the remembered path is sentencepiece's.
-* a run whose gap is smaller is cut again, in float32, from the score reached.
-
-Equal to sentencepiece 0.2.3 for texts that reach a score of -2**18, some 20000 tokens. Beyond, sentencepiece was
-seen to choose as if its sums were finer than float32, for a reason not found; there, runs are cut as at a text's
-beginning.
+* a run whose gap is smaller is cut again, as sentencepiece does, from the score reached.
 """
 
 from __future__ import annotations
 
 import math
 import re
+from collections.abc import Iterator
 from itertools import chain
 from typing import NamedTuple
 
 import numpy as np
 
+from glmlike.tokenization.alignment import normalize
 from glmlike.tokenization.charsmap import Charsmap
+from glmlike.tokenization.cutting import PieceCutter
+from glmlike.tokenization.remembered import one_in_a_row
 from glmlike.tokenization.sentencepiece_model import SentencePieceModel
 
 UNKNOWN_PENALTY = 10.0  # kUnkPenalty of unigram_model.cc
-USER_SCORE = -0.1  # its bonus for user-defined symbols, length * FLT_MIN - 0.1
-REMEMBERED = 1 << 18  # runs, and words; then memory starts afresh
-CLOSE = 2.0**-5  # gaps rounding can never close while a text's score is above -FAR
-FAR = 2.0**18
+USER_BONUS = 0.1  # of a user-defined symbol for each byte but one
+REMEMBERED = 1 << 22  # characters of all remembered runs; then memory starts afresh
+FAR = 100000.0  # kScoreResetThreshold
+CLOSE = 2.0**-5  # gaps that rounding can never close while scores are above -FAR
+_NOTHING: tuple[float, int] | tuple[()] = ()  # what no piece begins with
 
 
 class Path(NamedTuple):
-    """The best cut of a run or word: its ids, its pieces, the score, and the least gap a character of any run in it.
+    """The best cut of a run: its ids, its pieces, the score, and the gap a character.
 
     ``pieces`` are indices of pieces; ``ids`` differs from it by the offset and by the bytes of unknown characters.
     """
@@ -47,8 +49,15 @@ class Path(NamedTuple):
     gap: float
 
 
+class Memory(NamedTuple):
+    """Paths of runs that were met, and the gaps of those whose gap rounding may close."""
+
+    paths: dict[str, Path]
+    close: dict[str, float]
+
+
 class UnigramExact:
-    """Encodes with ``model``'s pieces; ``offset`` is added to every id."""
+    """Encodes with ``model``'s pieces; ``offset`` is added to every id. Safe to use from several threads."""
 
     def __init__(self, model: SentencePieceModel, offset: int = 0) -> None:
         normal, users = model.of_type("normal"), model.of_type("user")
@@ -57,93 +66,81 @@ class UnigramExact:
         self._bytes = model.of_type("byte") if model.byte_fallback else []
         self.charsmap = Charsmap(model.precompiled_charsmap)
         self.users = re.compile("(" + "|".join(re.escape(model.pieces[index]) for index in users) + ")")
-        self._scores = {model.pieces[index]: (model.scores[index], index) for index in normal}
-        self._scores.update((model.pieces[index], (USER_SCORE, index)) for index in users)
-        self._unknown = min(model.scores[index] for index in normal) - UNKNOWN_PENALTY
-        self._prefixes = {piece[:end] for piece in self._scores for end in range(1, len(piece))}
-        self._pairs = {piece[at : at + 2] for piece in self._scores for at in range(len(piece) - 1)}
+        spelled = [piece.replace("▁", " ") for piece in model.pieces]
+        self._unknown = float(np.float32(min(model.scores[index] for index in normal) - UNKNOWN_PENALTY))
+        whole = [spelled[index] for index in (*normal, *users)]
+        prefixes = {piece[:end] for piece in whole for end in range(1, len(piece))}
+        self._edges: dict[str, tuple[float, int] | None] = dict.fromkeys(prefixes)  # None: no piece itself
+        self._edges.update((spelled[index], (model.scores[index], index)) for index in normal)
+        self._edges.update((spelled[index], (_user_score(spelled[index]), index)) for index in users)
         self._float32 = np.full(len(model.pieces), self._unknown, np.float32)
-        for score, index in self._scores.values():
-            self._float32[index] = score
-        self._runs: dict[str, Path] = {}
-        self._words = _Words(self)
+        for found in self._edges.values():
+            if found is not None:
+                self._float32[found[1]] = found[0]
+        self._cut = PieceCutter(spelled)
+        self._memory, self._size = Memory({}, {}), 0
 
     def normalize(self, text: str) -> str:
         """``text`` (tabs, newlines and runs of blanks already spelled) as sentencepiece's normaliser leaves it.
 
-        User-defined symbols pass as they are: no source of the table reaches into one or across it.
+        Words with one blank in front of each; user-defined symbols pass as they are.
         """
-        if text.isascii() or not self.charsmap.composing.search(text) or not self.users.search(text):
-            text = self.charsmap.normalize(text)
-        else:
-            parts = self.users.split(text)
-            parts[::2] = [self.charsmap.normalize(part) for part in parts[::2]]
-            text = "".join(parts)
-        words = [word for word in text.split(" ") if word]
-        return "▁" + "▁".join(words) if words else ""
+        return normalize(text, self.charsmap, self.users)
 
     def encode(self, text: str) -> list[int]:
         """The ids of ``text`` (spelled as for ``normalize``); with byte fallback unknown characters are their bytes."""
-        return self.encode_normal(self.normalize(text))
+        return self.encode_normal([self.normalize(text)])[0]
 
-    def encode_normal(self, normal: str) -> list[int]:
-        """The ids of a text as ``normalize`` leaves it."""
-        if not normal:
-            return []
-        words, known = normal[1:].split("▁"), self._words
-        paths = [known[word] for word in words]
-        if known.close.isdisjoint(words) and sum([path.score for path in paths]) > -FAR:
-            ids = list(chain.from_iterable([path.ids for path in paths]))
-        else:
-            ids = self._rounded(words, paths)
-        return ids if self._bytes else self._fused(ids)
-
-    def word(self, word: str) -> Path:
-        """The best path of a word, given without the blank in front of it; rounding set aside."""
-        return self._words[word]
-
-    def runs(self, word: str) -> list[str]:
-        """``word`` cut between any two characters that no piece has side by side."""
-        pairs, out, start = self._pairs, [], 0
-        for at in range(1, len(word)):
-            if word[at - 1 : at + 1] not in pairs:
-                out.append(word[start:at])
-                start = at
-        out.append(word[start:])
-        return out
+    def encode_normal(self, texts: list[str]) -> list[list[int]]:
+        """The ids of texts as ``normalize`` leaves them."""
+        if self._size > REMEMBERED:
+            self._memory, self._size = Memory({}, {}), 0
+        memory, runs = self._memory, self._cut(texts)  # nothing is ever taken out of this memory
+        missing = set(chain.from_iterable(runs)).difference(memory.paths)
+        for run in missing:
+            memory.paths[run] = path = self._best(run)
+            if path.gap <= CLOSE:
+                memory.close[run] = path.gap
+            self._size += len(run)
+        ids = [self._ids(each, memory) for each in runs]
+        return ids if self._bytes else [one_in_a_row(each, self._unk_id + self._offset) for each in ids]
 
     def run(self, run: str) -> Path:
-        """The best path of one run, from memory if it was met before."""
-        found = self._runs.get(run)
-        if found is None:
-            if len(self._runs) >= REMEMBERED:
-                self._runs.clear()
-            found = self._runs[run] = self._best(run)
-        return found
+        """The best path of one run, which has a blank where pieces have "▁"; rounding set aside."""
+        return self._memory.paths.get(run) or self._best(run)
 
-    def _edges(self, run: str, start: int) -> list[tuple[int, float, int]]:
-        """(end, score, piece) of the pieces that begin at ``start``, shortest first; an unknown if none is one long."""
-        scores, prefixes, single = self._scores, self._prefixes, False
-        edges = []
-        for end in range(start + 1, len(run) + 1):
-            part = run[start:end]
-            if (found := scores.get(part)) is not None:
-                edges.append((end, *found))
-                single = single or end == start + 1
-            if part not in prefixes:
-                break
-        if not single:
-            edges.append((start + 1, self._unknown, self._unk_id))
-        return edges
+    def runs(self, text: str) -> list[str]:
+        """A text as ``normalize`` leaves it, in its runs."""
+        return self._cut([text])[0]
+
+    def _ids(self, runs: list[str], memory: Memory) -> list[int]:
+        paths = list(map(memory.paths.__getitem__, runs))
+        if not memory.close.keys().isdisjoint(runs):
+            score = sum([path.score for path in paths])
+            doubt = _doubt(max(score, -FAR))
+            doubted = {run for run in memory.close.keys() & set(runs) if memory.close[run] <= doubt}
+            if doubted:
+                paths = self._rounded(runs, paths, doubted, score)
+        return list(chain.from_iterable([path[0] for path in paths]))
 
     def _best(self, run: str) -> Path:
-        size = len(run)
+        get, unknown, size = self._edges.get, (self._unknown, self._unk_id), len(run)
         best, second = [-math.inf] * (size + 1), [-math.inf] * (size + 1)
-        came = [(0, 0)] * (size + 1)
+        came: list[tuple[int, int]] = [(0, 0)] * (size + 1)
         best[0] = 0.0
         for start in range(size):
-            for end, score, piece in self._edges(run, start):
-                candidate = best[start] + score
+            base = best[start]
+            for end in range(start + 1, size + 1):
+                found = get(run[start:end], _NOTHING)
+                if not found:
+                    if end == start + 1:
+                        found = unknown
+                    elif found is None:
+                        continue
+                    else:
+                        break
+                score, piece = found
+                candidate = base + score
                 if candidate > best[end]:
                     second[end], best[end], came[end] = best[end], candidate, (start, piece)
                 elif candidate > second[end]:
@@ -153,18 +150,31 @@ class UnigramExact:
             gap, at = min(gap, best[at] - second[at]), came[at][0]
         return self._path(run, came, best[size], gap / size)
 
-    def _best_from(self, run: str, reached: float) -> Path:
-        """The path sentencepiece takes when ``reached`` is what it has added up: every sum is a float32."""
-        size = len(run)
+    def _best_from(self, run: str, reached: float) -> tuple[Path, float]:
+        """The path sentencepiece takes when ``reached`` is what it has added up, and what it has after: in float32."""
+        size, rounded = len(run), np.float32
         best = [-math.inf] * (size + 1)
         best[0] = reached
-        came = [(0, 0)] * (size + 1)
+        came: list[tuple[int, int]] = [(0, 0)] * (size + 1)
         for start in range(size):
-            for end, score, piece in self._edges(run, start):
-                candidate = float(np.float32(best[start] + score))
+            if best[start] < -FAR:
+                best[start:] = [float(rounded(each - best[start])) for each in best[start:]]
+            for end, score, piece in self._from(run, start):
+                candidate = float(rounded(best[start] + score))
                 if candidate > best[end]:
                     best[end], came[end] = candidate, (start, piece)
-        return self._path(run, came, 0.0, 0.0)
+        return self._path(run, came, 0.0, 0.0), best[size]
+
+    def _from(self, run: str, start: int) -> Iterator[tuple[int, float, int]]:
+        """(end, score, piece) of the pieces that begin at ``start``, shortest first; an unknown if none is one long."""
+        for end in range(start + 1, len(run) + 1):
+            found = self._edges.get(run[start:end], _NOTHING)
+            if found:
+                yield (end, *found)
+            elif end == start + 1:
+                yield end, self._unknown, self._unk_id
+            elif found is not None:
+                break
 
     def _path(self, run: str, came: list[tuple[int, int]], score: float, gap: float) -> Path:
         steps, at = [], len(run)
@@ -182,33 +192,25 @@ class UnigramExact:
                 ids.append(piece + self._offset)
         return Path(pieces if pieces == tuple(ids) else tuple(ids), pieces, score, gap)
 
-    def _rounded(self, words: list[str], paths: list[Path]) -> list[int]:
-        """Ids of ``words``: where rounding could decide, a run is cut again from the float32 score reached."""
-        ids: list[int] = []
-        pending: list[int] = []  # pieces taken whose scores are not yet in `reached`
-        reached, about = 0.0, 0.0
-        for word, path in zip(words, paths, strict=True):
-            if path.gap > _doubt(max(about + path.score, -FAR)):
-                parts: list[tuple[str, Path]] = [(word, path)]
-            else:
-                parts = [(run, self.run(run)) for run in self.runs("▁" + word)]
-            for run, part in parts:
-                about += part.score
-                if part.gap <= _doubt(about if about > -FAR else part.score):
-                    reached, pending = self._added(reached, pending), []
-                    part = self._best_from(run, reached if about > -FAR else 0.0)
-                ids.extend(part.ids)
-                pending.extend(part.pieces)
-        return ids
+    def _rounded(self, runs: list[str], paths: list[Path], doubted: set[str], score: float) -> list[Path]:
+        """``paths``, together of this score, those of ``doubted`` runs cut again from the float32 score reached."""
+        again = [at for at, run in enumerate(runs) if run in doubted]
+        if score < -FAR * 0.99:  # where sums begin anew is found step by step
+            again = list(range(again[-1] + 1))
+        out: list[Path] = []
+        reached, done = 0.0, 0
+        for at in again:
+            out += paths[len(out) : at]
+            pieces = list(chain.from_iterable([path.pieces for path in out[done:]]))
+            steps = np.concatenate(([np.float32(reached)], self._float32[pieces]))
+            path, reached = self._best_from(runs[at], float(np.add.accumulate(steps, dtype=np.float32)[-1]))
+            out.append(path)
+            done = at + 1
+        return out + paths[len(out) :]
 
-    def _added(self, reached: float, pieces: list[int]) -> float:
-        scores = np.concatenate([np.array([reached], np.float32), self._float32[pieces]])
-        return float(np.add.accumulate(scores, dtype=np.float32)[-1])
 
-    def _fused(self, ids: list[int]) -> list[int]:
-        """Unknown pieces in a row are one."""
-        unknown = self._unk_id + self._offset
-        return [each for at, each in enumerate(ids) if each != unknown or not at or ids[at - 1] != unknown]
+def _user_score(piece: str) -> float:
+    return float(np.float32(USER_BONUS * (len(piece.encode("utf8")) - 1)))
 
 
 def _doubt(score: float) -> float:
@@ -217,27 +219,3 @@ def _doubt(score: float) -> float:
     Each sum errs by half a unit in the last place; two paths of at most a piece a character are compared.
     """
     return math.ldexp(2.0, math.frexp(abs(score) * 1.01 + 1)[1] - 24)
-
-
-class _Words(dict[str, Path]):
-    """Words (without the blank in front) to their paths; ``close`` holds those whose gap rounding may close."""
-
-    def __init__(self, exact: UnigramExact) -> None:
-        self._exact = exact
-        self.close: set[str] = set()
-
-    def __missing__(self, word: str) -> Path:
-        if len(self) >= REMEMBERED:
-            self.clear()
-            self.close.clear()
-        parts = [self._exact.run(run) for run in self._exact.runs("▁" + word)]
-        path = Path(
-            tuple(chain.from_iterable(part.ids for part in parts)),
-            tuple(chain.from_iterable(part.pieces for part in parts)),
-            sum(part.score for part in parts),
-            min(part.gap for part in parts),
-        )
-        if path.gap <= CLOSE:
-            self.close.add(word)
-        self[word] = path
-        return path
