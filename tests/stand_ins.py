@@ -16,6 +16,7 @@ from safetensors.torch import load_file, save_file
 import glmlike
 from glmlike.data import TINY
 from glmlike.tokenization.templates import chat_template
+from gguf_sources import save_tokenizer, train_bytes
 from specs import SPECS
 
 SMALL: dict[str, tuple[str, str, str | None]] = {
@@ -36,9 +37,12 @@ def write_stand_ins(place: Path, make: Callable[..., Any], golden: Path) -> None
     """Write a small checkpoint under every name of ``NAMES`` to the folder ``place``."""
     known = json.loads((TINY / "config.json").read_text(encoding="utf8"))
     ids = {name: value for name, value in known.items() if name.endswith("token_id")}
+    as_llama_cpp = train_bytes("glm4")  # what it reads are vocabularies that cut words as published ones do
     for name, (small, fmt, generation) in SMALL.items():
         hidden = 64 * SPECS[small].num_attention_heads
         sizes = {"hidden_size": hidden, "intermediate_size": 192, "head_dim": 64, "vocab_size": known["vocab_size"]}
+        if generation == "glm-4":
+            sizes["vocab_size"] = as_llama_cpp.get_vocab_size()
         if fmt == "glm-10b":
             sizes["intermediate_size"] = 4 * hidden
         native = place / f"{name}.native"
@@ -47,8 +51,10 @@ def write_stand_ins(place: Path, make: Callable[..., Any], golden: Path) -> None
         shutil.rmtree(native)
         for path in TINY.glob("tokenizer*"):
             shutil.copy(path, place / name)
+        if generation == "glm-4":
+            save_tokenizer(place / name, as_llama_cpp)
         if generation is not None:
-            said = json.loads((TINY / "tokenizer_config.json").read_text(encoding="utf8"))
+            said = json.loads((place / name / "tokenizer_config.json").read_text(encoding="utf8"))
             said |= {"tokenizer_class": "GlmLikeTokenizer", "generation": generation}
             (place / name / "tokenizer_config.json").write_text(json.dumps(said), encoding="utf8")
             (place / name / "chat_template.jinja").write_text(chat_template(generation) or "", encoding="utf8")
