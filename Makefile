@@ -48,9 +48,9 @@ format: $(VENV)/.ready
 types: $(VENV)/.ready
 	$(BIN)/mypy --strict src
 
-# llama.cpp itself reads what we write: compiled, twenty minutes of it.
+# llama.cpp itself, from a prebuilt wheel, reads what we write.
 llama-cpp: $(VENV)/.ready
-	$(BIN)/python -m pip install llama-cpp-python==0.3.36
+	$(BIN)/python -m pip install xllamacpp
 	$(BIN)/python -m pytest tests/checkpoint/test_llama_cpp.py
 
 benchmarks: $(VENV)/.ready

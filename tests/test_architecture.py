@@ -88,16 +88,29 @@ MAY: dict[str, set[str]] = {
     "tokenization/corners": {
         *("numpy", "tokenizers", "glmlike.tokenization.alignment", "glmlike.tokenization.charsmap"),
         *("glmlike.tokenization.sentencepiece_bpe", "glmlike.tokenization.sentencepiece_model"),
-        *("glmlike.tokenization.unigram", "glmlike.tokenization.unigram_exact"),
+        *("glmlike.tokenization.unigram", "glmlike.tokenization.unigram_exact", "glmlike.tokenization.remembered"),
+    },
+    "tokenization/cutting": {"numpy"},
+    "tokenization/stretches": {"tokenizers"},
+    "tokenization/remembered": {
+        *("tokenizers", "glmlike.tokenization.byte_bpe", "glmlike.tokenization.cutting"),
+        "glmlike.tokenization.sentencepiece_model",
+    },
+    "tokenization/direct": {
+        "transformers",
+        "tokenizers",
+        "glmlike.tokenization.remembered",
+        "glmlike.tokenization.stretches",
     },
     "tokenization/mixed": {
         *("tokenizers", "glmlike.tokenization.alignment", "glmlike.tokenization.corners"),
-        "glmlike.tokenization.unigram",
+        *("glmlike.tokenization.unigram", "glmlike.tokenization.stretches"),
     },
     "tokenization/sentencepiece_model": {"glmlike.errors"},
     "tokenization/charsmap": {"numpy", "tokenizers", "glmlike.errors"},
     "tokenization/unigram_exact": {
         *("numpy", "glmlike.tokenization.charsmap", "glmlike.tokenization.sentencepiece_model"),
+        *("glmlike.tokenization.alignment", "glmlike.tokenization.cutting", "glmlike.tokenization.remembered"),
     },
     "tokenization/unigram": {
         *("tokenizers", "glmlike.errors", "glmlike.tokenization.charsmap"),
@@ -124,6 +137,7 @@ MAY: dict[str, set[str]] = {
         *("transformers", "glmlike.errors", "glmlike.tokenization.assembly", "glmlike.tokenization.chat"),
         *("glmlike.tokenization.detection", "glmlike.tokenization.generations", "glmlike.tokenization.kinds"),
         *("glmlike.tokenization.prompts", "glmlike.tokenization.corners", "glmlike.tokenization.mixed"),
+        *("glmlike.tokenization.direct", "glmlike.tokenization.remembered", "glmlike.tokenization.stretches"),
     },
     "tokenization/probes": {"glmlike.tokenization.generations"},
     "tokenization/plain": {

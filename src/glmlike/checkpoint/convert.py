@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, Literal, cast, overload
 
 from glmlike.checkpoint import provenance
+from glmlike.checkpoint.checksums import tensor_hasher
 from glmlike.checkpoint.companions import carried, copy_companions, undefaulted_tokens
 from glmlike.checkpoint.containers import Sums
 from glmlike.checkpoint.destination import partial_folder, require_apart, require_new
@@ -345,18 +346,18 @@ def fingerprint(
     folder: str | Path, *, generation: Generation | None = None, spec: str | DecoderSpec | None = None
 ) -> dict[str, str]:
     """The sha256 of every native tensor of a folder of any format, with dtype and shape: equal means the same model."""
-    return _hashes(detect(folder, generation=generation, spec=spec))
+    return _hashes(detect(folder, generation=generation, spec=spec), hashlib.sha256)
 
 
-def _hashes(found: Detection) -> dict[str, str]:
+def _hashes(found: Detection, hasher: Callable[[], Any]) -> dict[str, str]:
     require_equal_copies(found)
     buffer = memoryview(bytearray(_READ))
-    return {name: _hash(stream, buffer) for name, stream in native_streams(found).items()}
+    return {name: _hash(stream, hasher(), buffer) for name, stream in native_streams(found).items()}
 
 
-def _hash(stream: Stream, buffer: memoryview) -> str:
-    start = f"torch.{TORCH_NAMES[stream.dtype]} {tuple(stream.shape)}"
-    return digest(stream, hashlib.sha256(start.encode()), buffer)
+def _hash(stream: Stream, hasher: Any, buffer: memoryview) -> str:
+    hasher.update(f"torch.{TORCH_NAMES[stream.dtype]} {tuple(stream.shape)}".encode())
+    return digest(stream, hasher, buffer)
 
 
 def verify(
@@ -368,7 +369,7 @@ def verify(
 ) -> int:
     """Two folders, of the same or of different formats, hold the same decoder and the same numbers.
 
-    Returns the number of native tensors compared.
+    Returns the number of native tensors compared, by their XXH3-128 hashes.
 
     Raises:
         CheckpointError: the first difference, in the spec or in a tensor.
@@ -377,9 +378,9 @@ def verify(
     specs = mine_is.spec.differences(theirs_is.spec)
     if specs:
         raise CheckpointError(f"{left} and {right} describe different decoders: {specs}.")
-    mine, theirs = _hashes(mine_is), _hashes(theirs_is)
+    mine, theirs = _hashes(mine_is, tensor_hasher), _hashes(theirs_is, tensor_hasher)
     require_exact(mine, theirs, str(right))
     for name, found in mine.items():
         if theirs[name] != found:
-            raise CheckpointError(f"{left} and {right} differ in {name!r} (sha256 of dtype, shape and bytes).")
+            raise CheckpointError(f"{left} and {right} differ in {name!r} (dtype, shape or bytes).")
     return len(mine)

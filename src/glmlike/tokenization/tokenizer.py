@@ -7,9 +7,9 @@ One class reads them all; its subclasses are the names that the published tokeni
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from transformers.tokenization_utils_base import BatchEncoding
 from transformers.tokenization_utils_tokenizers import PreTrainedTokenizerFast
@@ -144,7 +144,9 @@ class GlmLikeTokenizer(SafeChatMixin, PromptHelpersMixin, PreTrainedTokenizerFas
         if encoder is None or not added.exact or sides is None:
             return None
         try:
-            rows = ids_of(list(texts), encoder, added, self._convert_token_to_id_with_added_voc)
+            rows = ids_of(
+                list(texts), encoder, added, cast("Callable[[str], int]", self._convert_token_to_id_with_added_voc)
+            )
         except UnicodeEncodeError:  # lone surrogates: Rust says so
             return None
         data = asked.finish(rows, sides, self)
