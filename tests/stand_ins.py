@@ -14,9 +14,9 @@ from typing import Any
 from safetensors.torch import load_file, save_file
 
 import glmlike
+from gguf_sources import save_tokenizer, train_bytes
 from glmlike.data import TINY
 from glmlike.tokenization.templates import chat_template
-from gguf_sources import save_tokenizer, train_bytes
 from specs import SPECS
 
 SMALL: dict[str, tuple[str, str, str | None]] = {

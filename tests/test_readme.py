@@ -49,7 +49,7 @@ def test_commands_run(folders: Path, capsys: pytest.CaptureFixture[str]) -> None
     commands = [
         shlex.split(line) for block in blocks("sh") for line in block.splitlines() if line.startswith("glmlike ")
     ]
-    assert [command[1] for command in commands] == ["fill", "inspect", "convert", "verify"]
+    assert [command[1] for command in commands] == ["fill", "inspect", "convert", "verify", "quantize", "doctor"]
     for command in commands:
         with pytest.raises(SystemExit) as ended:
             main(command[1:])
@@ -72,3 +72,31 @@ def test_links_lead_somewhere() -> None:
     for page in [*ROOT.glob("*.md"), *ROOT.glob("*/README.md")]:
         for target in re.findall(r"\]\((?!http)([^)#]+)\)", page.read_text(encoding="utf8")):
             assert (page.parent / target).exists(), f"{page}: {target}"
+
+
+def _tables(text: str) -> list[list[list[str]]]:
+    """Every table: rows of cells, without the head and its rule."""
+    found = re.findall(r"(?:^\|.*\|$\n?)+", text, re.MULTILINE)
+    return [[re.split(r"(?<!\\)\|", row)[1:-1] for row in table.splitlines()[2:]] for table in found]
+
+
+def test_the_chinese_readme_says_the_same() -> None:
+    chinese = (ROOT / "README.zh.md").read_text(encoding="utf8")
+    assert re.findall(r"```.*?```", chinese, re.DOTALL) == re.findall(r"```.*?```", README, re.DOTALL)
+    assert len(re.findall(r"^## ", chinese, re.MULTILINE)) == len(re.findall(r"^## ", README, re.MULTILINE))
+    ours, theirs = _tables(README), _tables(chinese)
+    assert [[len(row) for row in table] for table in ours] == [[len(row) for row in table] for table in theirs]
+    yes = [[cell.strip().replace("是", "yes") for cell in row] for row in theirs[0]]
+    assert yes == [[cell.strip() for cell in row] for row in ours[0]]
+    codes = [[re.findall(r"``.+?``|`[^`]+`", row[0]) for row in table[1]] for table in (ours, theirs)]
+    assert codes[0] == codes[1]
+    assert len(re.findall(r"^\* ", chinese, re.MULTILINE)) == len(re.findall(r"^\* ", README, re.MULTILINE))
+
+
+@pytest.mark.parametrize("kind", ["link", "code"])
+def test_the_chinese_readme_has_every_link_and_name(kind: str) -> None:
+    chinese = (ROOT / "README.zh.md").read_text(encoding="utf8")
+    pattern = r"\]\(([^)]+)\)" if kind == "link" else r"(?<!`)`([^`\n]+)`(?!`)"
+    outside = [re.sub(r"```[\s\S]*?```|^\|.*$", "", text, flags=re.MULTILINE) for text in (README, chinese)]
+    found = [set(re.findall(pattern, text)) - {"README.md", "README.zh.md"} for text in outside]
+    assert found[0] == found[1]

@@ -1,7 +1,7 @@
 """What people see when a GLM does not load, train or convert, and the one thing to do: the rows of docs/errors.md.
 
-``seen`` are exact texts, as libraries print them; a row without one is a wrong result that nothing announces, and
-``silent`` says how it shows. ``tests`` run what ``do`` promises.
+``seen`` are exact texts, as libraries print them, ``when`` says where they mean this; a row without one is a wrong result
+that nothing announces, and ``silent`` says how it shows. ``tests`` run what ``do`` promises.
 """
 
 from __future__ import annotations
@@ -15,6 +15,8 @@ class Pain:
 
     title: str
     seen: tuple[str, ...] = ()
+    when: str = ""
+    when_zh: str = ""
     silent: str = ""
     silent_zh: str = ""
     why: str
@@ -77,8 +79,8 @@ PAINS: tuple[Pain, ...] = (
         title="150001 is not in list",
         seen=("ValueError: 150001 is not in list", "ValueError: 130001 is not in list"),
         why=(
-            "The original looks for one hard-coded [gMASK] in every row, and two vocabularies share one name: v1.0 with "
-            "20000 image tokens, v1.1 without. (130000, 130004, 150000 and 150004 are the same.)"
+            "The original looks for one hard-coded [gMASK] in every row, and two vocabularies share one name: v1.0 "
+            "with 20000 image tokens, v1.1 without. (130000, 130004, 150000 and 150004 are the same.)"
         ),
         do=(
             "`import glmlike`: any row is read, and v1.0 loads as v1.1; use the tokenizer of `AutoTokenizer`, so that "
@@ -106,6 +108,8 @@ PAINS: tuple[Pain, ...] = (
     Pain(
         title="Merging LoRA runs out of memory",
         seen=("torch.cuda.OutOfMemoryError", "Killed"),
+        when="while LoRA is merged",
+        when_zh="（合并 LoRA 时）",
         why="The merge loads base and adapter whole.",
         do="`glmlike merge BASE ADAPTER DST`: tensor by tensor, within `--max-memory`",
         do_zh="`glmlike merge BASE ADAPTER DST`：逐个张量处理，内存不超过 `--max-memory`",
@@ -113,6 +117,8 @@ PAINS: tuple[Pain, ...] = (
     ),
     Pain(
         title="P-tuning v2 checkpoints",
+        when="of a P-tuned model",
+        when_zh="（P-tuning 模型）",
         seen=(
             "size mismatch for embedding.weight:",
             "newly initialized: ['transformer.prefix_encoder.embedding.weight']",
@@ -203,6 +209,8 @@ PAINS: tuple[Pain, ...] = (
     Pain(
         title="GLM-10B and GLM-130B have no road to transformers",
         seen=("convert cost too much memory(260GB)",),
+        when="of GLM-130B; of GLM-10B, weights that are not used",
+        when_zh="（GLM-130B）；GLM-10B 则提示权重未被使用",
         silent="weights that are not used, and bad output",
         silent_zh="权重未被使用，输出错误",
         why="The files are of frameworks of their own, cut into ranks.",
@@ -215,6 +223,8 @@ PAINS: tuple[Pain, ...] = (
     ),
     Pain(
         title="The Trainer's evaluation crashes",
+        when="in the Trainer's evaluation",
+        when_zh="（Trainer 评估时）",
         seen=("past_length = past_key_values[0][0].shape[0]", "KeyError: 'loss'"),
         why="The repository's outputs are tuples of its own making.",
         do=f"{_IMPORT}; `trainer.evaluate()` works, with no subclass",
@@ -312,8 +322,8 @@ def table(language: str = "en") -> str:
     head = {"en": ("you saw", "do"), "zh": ("看到的现象", "做法")}[language]
     rows = [f"| {head[0]} | {head[1]} |", "|---|---|"]
     for pain in PAINS:
-        silent = pain.silent if language == "en" else pain.silent_zh
-        seen = _code(pain.seen[0]) if pain.seen else silent
+        silent, when = (pain.silent, pain.when) if language == "en" else (pain.silent_zh, pain.when_zh)
+        seen = " ".join(filter(None, (_code(pain.seen[0]), when))) if pain.seen else _cell(silent)
         rows.append(f"| {seen} | {_cell(pain.do if language == 'en' else pain.do_zh)} |")
     return "\n".join(rows)
 
