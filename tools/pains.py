@@ -1,7 +1,7 @@
 """What people see when a GLM does not load, train or convert, and the one thing to do: the rows of docs/errors.md.
 
-``seen`` are exact texts, as libraries print them, ``when`` says where they mean this; a row without one is a wrong result
-that nothing announces, and ``silent`` says how it shows. ``tests`` run what ``do`` promises.
+``seen`` are exact texts, as libraries print them, ``when`` says where they mean this; a row without one is a wrong
+result that nothing announces, and ``silent`` says how it shows. ``tests`` run what ``do`` promises.
 """
 
 from __future__ import annotations
