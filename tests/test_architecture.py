@@ -63,9 +63,13 @@ MAY: dict[str, set[str]] = {
     },
     "cards/finetune": {
         *("huggingface_hub", "glmlike.cards.curve", "glmlike.cards.folder", "glmlike.cards.parts"),
-        "glmlike.cards.training",
+        *("glmlike.cards.training", "glmlike.cards.eval_results"),
     },
-    "cards/readme": {"jinja2", "huggingface_hub", "glmlike.errors", "glmlike.cards.checks", "glmlike.cards.finetune"},
+    "cards/eval_results": {"huggingface_hub", "glmlike.errors", "glmlike.cards.training"},
+    "cards/readme": {
+        *("jinja2", "huggingface_hub", "glmlike.errors", "glmlike.cards.checks", "glmlike.cards.eval_results"),
+        "glmlike.cards.finetune",
+    },
     "chat": {
         *("transformers", "glmlike.generation_defaults"),
         *("glmlike.tokenization.prompts", "glmlike.tokenization.replies"),

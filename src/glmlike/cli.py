@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import re
 import sys
 from collections.abc import Sequence
@@ -50,6 +51,9 @@ _EPILOG = "\n\n".join(
     ]
 )
 
+_NOISY = ("torchao", "torch.utils._pytree")
+"""Loggers that, where torchao is installed, warn at import of kernels for other machines, whatever is run."""
+
 app = typer.Typer(
     help=_HELP,
     epilog=_EPILOG,
@@ -60,6 +64,8 @@ app = typer.Typer(
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command line; a mistake in the input ends as one sentence on stderr and exit code 2."""
+    for noisy in _NOISY:
+        logging.getLogger(noisy).setLevel(logging.ERROR)
     try:
         app(args=None if arguments is None else list(arguments), prog_name="glmlike")
     except (GlmLikeError, OSError, ImportError) as error:

@@ -13,6 +13,7 @@ from glmlike.errors import PushError
 
 ADAPTER = "adapter_config.json"
 CARD = "README.md"
+EVAL_RESULTS = ".eval_results"  # the one hidden folder that the Hub reads
 
 # What stays on the machine: hidden files (logins, caches), bytecode, and the state that a Trainer resumes from.
 _STAYS = (
@@ -33,7 +34,8 @@ def files_to_push(folder: Path) -> tuple[dict[str, Path], tuple[str, ...]]:
     left: set[str] = set()
     for path in sorted(folder.rglob("*")):
         parts = path.relative_to(folder).parts
-        stays = next((n for n, part in enumerate(parts, 1) if any(fnmatch(part, what) for what in _STAYS)), None)
+        named = enumerate(("", *parts[1:]) if parts[0] == EVAL_RESULTS else parts, 1)
+        stays = next((n for n, part in named if any(fnmatch(part, what) for what in _STAYS)), None)
         if stays is not None:
             left.add("/".join(parts[:stays]))
         elif not path.is_dir():

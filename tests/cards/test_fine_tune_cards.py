@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from huggingface_hub import ModelCard
+import yaml
+from huggingface_hub import ModelCard, parse_eval_result_entries
 from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 from transformers import AutoModelForCausalLM, AutoTokenizer, Trainer, TrainingArguments
@@ -22,6 +23,7 @@ from glmlike.cards.readme import merged
 from glmlike.cli import main
 from glmlike.data import TINY
 from glmlike.errors import ConfigError
+from glmlike.push_checks import files_to_push
 
 ABOUT = About(
     license="apache-2.0",
@@ -157,6 +159,16 @@ def test_results_of_lm_eval(folder: Path) -> None:
     assert results["arc_easy", "acc"].dataset_type == "allenai/ai2_arc"
     assert results["arc_easy", "acc"].metric_args == {"num_fewshot": 5}
     assert check_card(card.text) == []
+    [(name, content)] = card.eval_results.items()
+    [entry] = parse_eval_result_entries(yaml.safe_load(content))
+    assert (name, entry.dataset_id, entry.task_id) == (".eval_results/arc_easy.yaml", "allenai/ai2_arc", "arc_easy")
+    assert (entry.value, entry.notes) == (0.25, "acc, 5-shot, lm-eval")
+    assert folder / name in write_card(folder, ABOUT)
+    assert write_card(folder, ABOUT, force=True)
+    assert name in files_to_push(folder)[0]
+    (folder / name).write_text("mine")
+    with pytest.raises(ConfigError, match="not of an earlier card"):
+        write_card(folder, ABOUT, force=True)
 
 
 def test_where_it_comes_from(folder: Path) -> None:

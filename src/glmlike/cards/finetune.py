@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from glmlike.cards.curve import picture, sparkline
+from glmlike.cards.eval_results import eval_result_files
 from glmlike.cards.folder import Contents, bare, is_hub_id, read_folder
 from glmlike.cards.parts import architecture, table
 from glmlike.cards.training import Score, Training
@@ -18,11 +19,12 @@ _FILES_SHOWN = 12
 
 @dataclass(frozen=True)
 class Card:
-    """A card: its front matter, its body, and the pictures beside it by file name."""
+    """A card: its front matter, its body, and beside it pictures and ``.eval_results`` by file name."""
 
     fields: Mapping[str, Any]
     body: str
     pictures: Mapping[str, bytes] = field(default_factory=dict)
+    eval_results: Mapping[str, bytes] = field(default_factory=dict)
 
     @property
     def text(self) -> str:
@@ -77,7 +79,8 @@ def card_for(folder: str | Path, about: About | None = None, *, plot: bool = Tru
         "Licence": _licence(about, contents),
     }
     parts = [f"## {name}\n\n{text}" if name else text for name, text in sections.items() if text.strip()]
-    return Card(_fields(contents, about, title), "\n\n".join([f"# {title}", *parts]) + "\n", pictures)
+    body = "\n\n".join([f"# {title}", *parts]) + "\n"
+    return Card(_fields(contents, about, title), body, pictures, eval_result_files(contents.scores))
 
 
 def to_yaml(fields: Mapping[str, Any]) -> str:

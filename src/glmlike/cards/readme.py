@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from glmlike.cards.checks import FRONT_MATTER, front_matter
+from glmlike.cards.eval_results import require_ours
 from glmlike.cards.finetune import About, Card, card_for, to_yaml
 from glmlike.errors import ConfigError
 
@@ -23,6 +24,8 @@ _FRAMEWORK = re.compile(r"#+ Framework versions|- PEFT \S+")
 
 def write_card(folder: str | Path, about: About | None = None, *, force: bool = False, plot: bool = True) -> list[Path]:
     """Write ``card_for(folder)`` as README.md, its picture beside it; the files written are returned.
+
+    Scores on data sets of the Hub are also written as ``.eval_results/TASK.yaml``, which its leaderboards read.
 
     A README.md that is there is left alone unless ``force``. With it, the part that an earlier call wrote is replaced;
     front matter and text of the user's own are kept to the letter, the new part before them. Only the empty template
@@ -41,10 +44,13 @@ def write_card(folder: str | Path, about: About | None = None, *, force: bool = 
     for name, content in card.pictures.items():
         if (place / name).exists() and not ours and (place / name).read_bytes() != content:
             raise ConfigError(f"{place / name}: is there, and not of an earlier card. Rename it, or pass plot=False.")
-    for name, content in card.pictures.items():
+    require_ours(place, list(card.eval_results))
+    beside = {**card.pictures, **card.eval_results}
+    for name, content in beside.items():
+        (place / name).parent.mkdir(exist_ok=True)
         _replace(place / name, content)
     _replace(path, text.encode("utf8"))
-    return [path, *(place / name for name in card.pictures)]
+    return [path, *(place / name for name in beside)]
 
 
 def _read(path: Path, force: bool) -> str:
