@@ -94,7 +94,7 @@ def _in_a_shell(line: str, where: str) -> str:
     source = Path(glmlike.__file__).parents[1]
     places = [str(tools.resolve()), str(Path(sys.executable).parent), os.environ["PATH"]]
     environment = {**os.environ, "PATH": os.pathsep.join(places), "PYTHONPATH": str(source)}
-    done = subprocess.run(["sh", "-c", line], capture_output=True, text=True, env=environment, timeout=120)
+    done = subprocess.run(["sh", "-c", line], capture_output=True, text=True, env=environment, timeout=300)
     assert done.returncode == 0, f"{where}: {line}\n{done.stderr}"
     return done.stdout
 
