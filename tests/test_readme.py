@@ -2,61 +2,28 @@
 
 from __future__ import annotations
 
-import json
 import re
 import shlex
-import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
-from safetensors.torch import load_file, save_file
 
 import glmlike
 from glmlike.cli import main
-from specs import SPECS
+from stand_ins import write_stand_ins
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf8")
-STAND_INS = {
-    "chatglm-6b": ("chatglm-6b", "chatglm-6b"),
-    "chatglm3-6b": ("chatglm2", "chatglm"),
-    "glm-4-9b-chat": ("glm-4-9b", "chatglm"),
-    "Qwen2.5-0.5B": ("qwen2.5", "qwen2"),
-}
-
-
-GOLDEN = {"chatglm2-6b-int4": "chatglm2_int4", "glm-130b-sat": "glm130b", "chatglm2-6b-ptuned": "chatglm2_ptuning"}
-
-
-def _apart(source: Path, base: Path, prefix: Path) -> None:
-    """A P-tuned checkpoint as its base model and as what the original training script saves, the prefix alone."""
-    tensors = load_file(source / "model.safetensors")
-    config = json.loads((source / "config.json").read_text())
-    of_prefix = {name for name in tensors if "prefix_encoder" in name}
-    for folder, names in ((base, tensors.keys() - of_prefix), (prefix, of_prefix)):
-        folder.mkdir()
-        save_file({name: tensors[name] for name in names}, folder / "model.safetensors", metadata={"format": "pt"})
-        kept = config if folder == prefix else {k: v for k, v in config.items() if k != "pre_seq_len"}
-        (folder / "config.json").write_text(json.dumps(kept))
 
 
 @pytest.fixture
 def folders(make: Callable[..., Any], golden: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A working directory with a small checkpoint under each name the README uses."""
-    for name, (spec, fmt) in STAND_INS.items():
-        heads = SPECS[spec].num_attention_heads
-        hidden = 64 * heads if fmt == "chatglm-6b" else 128
-        sized = SPECS[spec].replace(hidden_size=hidden, intermediate_size=192, head_dim=64)
-        make(sized).save_pretrained(tmp_path / "native" / name)
-        glmlike.convert(tmp_path / "native" / name, tmp_path / "work" / name, to=fmt)  # type: ignore[arg-type]
-    for name, fixture in GOLDEN.items():
-        shutil.copytree(golden / fixture, tmp_path / "work" / name)
-    work = tmp_path / "work"
-    _apart(work / "chatglm2-6b-ptuned", work / "chatglm2-6b", work / "chatglm2-6b-prefix")
-    monkeypatch.chdir(tmp_path / "work")
-    return tmp_path / "work"
+    write_stand_ins(tmp_path, make, golden)
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
 
 
 def blocks(language: str) -> list[str]:
@@ -82,7 +49,7 @@ def test_commands_run(folders: Path, capsys: pytest.CaptureFixture[str]) -> None
     commands = [
         shlex.split(line) for block in blocks("sh") for line in block.splitlines() if line.startswith("glmlike ")
     ]
-    assert [command[1] for command in commands] == ["fill", "inspect", "convert", "verify"]
+    assert [command[1] for command in commands] == ["fill", "inspect", "convert", "verify", "quantize", "doctor"]
     for command in commands:
         with pytest.raises(SystemExit) as ended:
             main(command[1:])
@@ -105,3 +72,31 @@ def test_links_lead_somewhere() -> None:
     for page in [*ROOT.glob("*.md"), *ROOT.glob("*/README.md")]:
         for target in re.findall(r"\]\((?!http)([^)#]+)\)", page.read_text(encoding="utf8")):
             assert (page.parent / target).exists(), f"{page}: {target}"
+
+
+def _tables(text: str) -> list[list[list[str]]]:
+    """Every table: rows of cells, without the head and its rule."""
+    found = re.findall(r"(?:^\|.*\|$\n?)+", text, re.MULTILINE)
+    return [[re.split(r"(?<!\\)\|", row)[1:-1] for row in table.splitlines()[2:]] for table in found]
+
+
+def test_the_chinese_readme_says_the_same() -> None:
+    chinese = (ROOT / "README.zh.md").read_text(encoding="utf8")
+    assert re.findall(r"```.*?```", chinese, re.DOTALL) == re.findall(r"```.*?```", README, re.DOTALL)
+    assert len(re.findall(r"^## ", chinese, re.MULTILINE)) == len(re.findall(r"^## ", README, re.MULTILINE))
+    ours, theirs = _tables(README), _tables(chinese)
+    assert [[len(row) for row in table] for table in ours] == [[len(row) for row in table] for table in theirs]
+    yes = [[cell.strip().replace("是", "yes") for cell in row] for row in theirs[0]]
+    assert yes == [[cell.strip() for cell in row] for row in ours[0]]
+    codes = [[re.findall(r"``.+?``|`[^`]+`", row[0]) for row in table[1]] for table in (ours, theirs)]
+    assert codes[0] == codes[1]
+    assert len(re.findall(r"^\* ", chinese, re.MULTILINE)) == len(re.findall(r"^\* ", README, re.MULTILINE))
+
+
+@pytest.mark.parametrize("kind", ["link", "code"])
+def test_the_chinese_readme_has_every_link_and_name(kind: str) -> None:
+    chinese = (ROOT / "README.zh.md").read_text(encoding="utf8")
+    pattern = r"\]\(([^)]+)\)" if kind == "link" else r"(?<!`)`([^`\n]+)`(?!`)"
+    outside = [re.sub(r"```[\s\S]*?```|^\|.*$", "", text, flags=re.MULTILINE) for text in (README, chinese)]
+    found = [set(re.findall(pattern, text)) - {"README.md", "README.zh.md"} for text in outside]
+    assert found[0] == found[1]

@@ -196,7 +196,7 @@ PUBLISHED: dict[str, Published] = {
 
 
 def support_table() -> str:
-    """The README's table, from the specs: what each generation is and where its checkpoints can go."""
+    """A row a checkpoint, from the specs: what it is and where it can go (docs/family.md)."""
     rows = ["| checkpoint | files | parameters | layer | positions | q, k, v bias | converts to |", "|" + "---|" * 7]
     for name, entry in PUBLISHED.items():
         spec = entry.spec
