@@ -148,25 +148,30 @@ class UnigramCode:
         return self.pieces.encode_normal([normalize(spell(text)) for text in texts])
 
     def decode(self, ids: Iterable[int]) -> str:
-        """The original's text: control pieces are nothing, bytes are read as UTF-8, ids of images are left out."""
-        out: list[bytes] = []
+        """The original's text: bytes are read as UTF-8, ids of images are left out; control pieces are nothing, but end
+        a run of bytes."""
+        out, run = [], bytearray()
         first = True
         for index in ids:
             at = index - self.image_tokens
             if at < 0:
                 continue
             piece, kind = self.model.pieces[at], self.model.types[at]
+            if kind == "byte":
+                run.append(int(piece[3:5], 16))
+                first = False
+                continue
+            out.append(utf8(bytes(run)))
+            run.clear()
             if kind == "control":
                 continue
-            if kind == "byte":
-                out.append(bytes([int(piece[3:5], 16)]))
-            elif kind == "unknown":
-                out.append(UNKNOWN_SURFACE.encode())
+            if kind == "unknown":
+                out.append(UNKNOWN_SURFACE)
             else:
                 piece = piece.removeprefix("▁") if first else piece
-                out.append(piece.replace("▁", " ").encode())
+                out.append(piece.replace("▁", " "))
             first = False
-        text = utf8(b"".join(out))
+        text = "".join([*out, utf8(bytes(run))])
         text = text.replace("<n>", "\n").replace(TAB, "\t")
         for length in reversed(BLANKS):
             text = text.replace(blank(length), " " * length)
