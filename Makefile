@@ -12,12 +12,14 @@ OLDEST_TESTS := $(addprefix tests/,test_spec.py test_configuration.py test_regis
     test_golden.py test_generation.py test_prefix.py test_packing.py test_infilling_generation.py test_tables.py infilling \
     test_prefix_encoder.py test_ptuning.py test_integers.py test_quantization.py test_first_release.py test_sat.py \
     test_loading.py test_contracts.py test_chat.py test_tiny.py test_ecosystem.py \
-    test_meta.py test_loss.py test_loss_in_model.py test_parity.py checkpoint)
+    test_meta.py test_loss.py test_loss_in_model.py test_parity.py test_trainer.py \
+    $(addprefix tokenization/,test_tokenizer.py test_templates.py test_with_models.py test_training_masks.py) \
+    $(addprefix checkpoint/,test_convert.py test_adapters.py test_sources.py))
 BIN := $(VENV)/bin
 # A process a core, four at the most: each holds torch.
 PARALLEL := -n auto --maxprocesses 4
 
-.PHONY: demo test test-fast test-exhaustive test-oldest conformance llama-cpp lint types format benchmarks wheel install clean
+.PHONY: demo test test-fast test-exhaustive test-oldest conformance llama-cpp docs lint types format benchmarks wheel install clean
 
 demo: $(VENV)/.ready
 	$(BIN)/glmlike demo
@@ -47,6 +49,9 @@ format: $(VENV)/.ready
 
 types: $(VENV)/.ready
 	$(BIN)/mypy --strict src
+
+docs: $(VENV)/.ready
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
 
 # llama.cpp itself, from a prebuilt wheel, reads what we write.
 llama-cpp: $(VENV)/.ready

@@ -104,7 +104,9 @@ def test_heads_of_a_new_tiny_model_look_at_neighbours() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("case", EFFECTS)
+@pytest.mark.parametrize(
+    "case", [pytest.param(case, marks=[pytest.mark.exhaustive] if "," in case else []) for case in EFFECTS]
+)
 def test_training_has_its_effect_on_held_out_data(case: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """As the script is, on the embedded model and its own data, with a result that loads."""
     for package in ("datasets", "accelerate", *NEEDS.get(case, ("trl",))):

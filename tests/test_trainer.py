@@ -214,7 +214,7 @@ def test_bfloat16_mixed_and_whole(name: str, build: Callable[..., Any], tmp_path
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["chatglm2", "infilling-recipe"])
+@pytest.mark.parametrize("name", [pytest.param("chatglm2", marks=pytest.mark.exhaustive), "infilling-recipe"])
 def test_compiled_training_is_plain_training(name: str, build: Callable[..., Any], tmp_path: Path) -> None:
     torch.compiler.reset()
     options = {"torch_compile": True, "torch_compile_backend": "aot_eager"}
