@@ -16,9 +16,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from common import report
 from transformers import AutoTokenizer, GgufConfig, LlamaForCausalLM, set_seed
 
+from common import report
 from glmlike import GlmLikeForCausalLM
 from glmlike.data import CONSTITUTION
 from glmlike.pruning import prune_depth, prune_width
@@ -62,7 +62,7 @@ def texts(tokenizer: Any, config: Any, count: int) -> tuple[dict[str, torch.Tens
 
 def scores(model: Any, held_out: dict[str, torch.Tensor]) -> dict[str, float]:
     """Perplexity of each text."""
-    return {name: example.perplexity(model, rows) for name, rows in held_out.items()}
+    return {name: example.perplexity(model, rows, bfloat16=True) for name, rows in held_out.items()}
 
 
 def advance(case: str, folder: Path, work: Path, steps: int, deadline: float) -> dict[str, Any] | None:
@@ -74,6 +74,7 @@ def advance(case: str, folder: Path, work: Path, steps: int, deadline: float) ->
     set_seed(0)
     teacher, student = (GlmLikeForCausalLM.from_pretrained(folder, dtype=torch.float32) for _ in range(2))
     held_out, rows = texts(AutoTokenizer.from_pretrained(folder), teacher.config, steps * BATCH)
+    print(f"{case}: measuring", flush=True)
     calibration, first = rows[:CALIBRATION].split(4), 0
     if layers := CASES[case].get("layers"):
         first = min(prune_depth(student, calibration, keep=layers).removed)
@@ -105,7 +106,7 @@ def advance(case: str, folder: Path, work: Path, steps: int, deadline: float) ->
     return measured
 
 
-def main(work: Path = Path("pruning-work"), steps: int = 60, seconds: float = float("inf")) -> None:
+def main(work: Path = Path("pruning-work"), steps: int = 40, seconds: float = float("inf")) -> None:
     """Measure and write results/pruning.json, or stop in between after ``seconds``."""
     deadline = time.monotonic() + seconds
     work.mkdir(parents=True, exist_ok=True)
@@ -135,7 +136,7 @@ def main(work: Path = Path("pruning-work"), steps: int = 60, seconds: float = fl
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--work", type=Path, default=Path("pruning-work"), help="a folder for what is not yet done")
-    parser.add_argument("--steps", type=int, default=60)
+    parser.add_argument("--steps", type=int, default=40)
     parser.add_argument("--seconds", type=float, default=float("inf"), help="stop after so long")
     options = parser.parse_args()
     main(options.work, options.steps, options.seconds)

@@ -6,7 +6,7 @@
 The layers with the least influence go, and the least important channels (glmlike.pruning), both measured on the text.
 Then the cut model is trained to give each token of the text the uncut one's odds (Kullback-Leibler divergence), with
 nothing but torch. What a cut does not reach stays frozen: the embedding, the head, and the layers before the first that
-went. One row in ten of the text is held out; printed: parameters, and the perplexity of the held-out rows at each stage.
+went. One row in ten of the text is held out; printed: parameters, and the perplexity of held-out rows at each stage.
 """
 
 from __future__ import annotations
@@ -35,12 +35,13 @@ def rows_of(text: str, tokenizer: Any, config: Any, length: int) -> Tensor:
 
 
 @torch.no_grad()
-def perplexity(model: Any, rows: Tensor, start: int = 0) -> float:
+def perplexity(model: Any, rows: Tensor, start: int = 0, *, bfloat16: bool = False) -> float:
     """Of the rows' tokens, but for the first ``start`` and one, which nothing stands before."""
     model.eval()
     losses = []
     for batch in rows.split(4):
-        logits = model(batch).logits[:, start:-1].float()
+        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=bfloat16):
+            logits = model(batch).logits[:, start:-1].float()
         losses.append(torch.nn.functional.cross_entropy(logits.flatten(0, 1), batch[:, start + 1 :].flatten()))
     return float(torch.stack(losses).mean().exp())
 

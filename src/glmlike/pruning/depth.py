@@ -106,9 +106,9 @@ def _say_layer_types(config: Any, types: list[str]) -> None:
 def _cut_prefix(encoder: PrefixEncoder, kept: list[int]) -> None:
     """The keys and values of ``kept`` layers as plain rows: what the encoder computed for them, bit for bit."""
     table = encoder.embedding.weight
-    length, _, *rest = encoder.shape
-    rows = encoder.rows(table.device).view(encoder.shape)[:, kept].reshape(length, -1).clone()
-    encoder.embedding = nn.Embedding(*rows.shape, _weight=rows.to(table.dtype))
+    length, _, pair, heads, head_dim = encoder.shape
+    rows = encoder.rows(table.device).view(encoder.shape)[:, kept].reshape(length, -1).to(table.dtype)
+    encoder.embedding = nn.Embedding(length, rows.shape[1], _weight=rows)
     encoder.embedding.weight.requires_grad_(table.requires_grad)
     encoder.trans = None
-    encoder.shape = (length, len(kept), *rest)
+    encoder.shape = (length, len(kept), pair, heads, head_dim)

@@ -62,8 +62,8 @@ def prune_width(
     width = -(-intermediate_size // multiple_of) * multiple_of
     if width > present:
         raise PruningError(
-            f"intermediate_size={intermediate_size}, as a multiple of {multiple_of}: {width} channels, but this decoder "
-            f"has {present}. Pass a smaller size or multiple."
+            f"intermediate_size={intermediate_size}, as a multiple of {multiple_of}: {width} channels, but this "
+            f"decoder has {present}. Pass a smaller size or multiple."
         )
     importance = channel_importance(model, batches)
     kept = [sorted(scores.topk(width).indices.tolist()) for scores in importance]
@@ -117,7 +117,7 @@ def _plain(mlp: Any) -> dict[str, nn.Linear]:
 def _cut(linear: nn.Linear, kept: Tensor, *, rows: bool) -> None:
     """Keep rows (and bias) of a matrix, or its columns."""
 
-    def parameter(old: nn.Parameter, dim: int) -> nn.Parameter:
+    def parameter(old: Tensor, dim: int) -> nn.Parameter:
         return nn.Parameter(old.index_select(dim, kept), requires_grad=old.requires_grad)
 
     linear.weight = parameter(linear.weight, 0 if rows else 1)
