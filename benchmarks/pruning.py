@@ -107,7 +107,7 @@ def advance(case: str, folder: Path, work: Path, steps: int, deadline: float) ->
 
 
 def main(work: Path = Path("pruning-work"), steps: int = 40, seconds: float = float("inf")) -> None:
-    """Measure and write results/pruning.json, or stop in between after ``seconds``."""
+    """Measure and write results/pruning.json: the cases that are done within ``seconds``."""
     deadline = time.monotonic() + seconds
     work.mkdir(parents=True, exist_ok=True)
     folder = original(work)
@@ -116,14 +116,20 @@ def main(work: Path = Path("pruning-work"), steps: int = 40, seconds: float = fl
     for case in CASES:
         measured = advance(case, folder, work, steps, deadline)
         if measured is None:
-            print("stopped in between: run it again")
-            return
+            break
         stages = {"recovered": f"{case}, distilled", "cut": case, "before": "uncut"}
         for stage in ("before", "cut", "recovered") if not rows else ("cut", "recovered"):
             count, found = measured[stage]
             perplexities = {f"perplexity, {name}": value for name, value in found.items()}
             rows.append({"SmolLM2-135M-Instruct": stages[stage], "million parameters": count / 1e6, **perplexities})
         spent.append(measured["seconds"])
+    if spent:
+        _write(rows, steps, spent)
+    if len(spent) < len(CASES):
+        print("stopped in between: run it again")
+
+
+def _write(rows: list[dict[str, Any]], steps: int, spent: list[float]) -> None:
     note = (
         f"{HELD_OUT} held-out rows of {LENGTH} tokens of each text. Distilled on {steps} x {BATCH} rows of the King "
         "James Bible (never the constitution) by the divergence from the uncut model alone: the embedding, the head "

@@ -75,7 +75,9 @@ def train(trained: int, steps: int, needles: int = 8) -> Any:
 @torch.no_grad()
 def found(model: Any, length: int, count: int = 256) -> list[float]:
     """The share of needles that the decoder names: in all places, in the first half of the text, in the second."""
-    rows, places = haystacks(count, length, 1)
+    with torch.random.fork_rng():
+        torch.manual_seed(length)  # the same needles for every scaling
+        rows, places = haystacks(count, length, 1)
     guesses = torch.cat([model(batch[:, :-1], logits_to_keep=1).logits[:, 0].argmax(-1) for batch in rows.split(32)])
     right, early = (guesses == rows[:, -1]).float(), places < length // 2
     return [float(right.mean()), float(right[early].mean()), float(right[~early].mean())]
@@ -86,8 +88,8 @@ def main(argv: Sequence[str] | None = None) -> dict[str, dict[int, list[float]]]
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--trained", type=int, default=64, help="tokens of the longest text in training")
     parser.add_argument("--lengths", type=int, nargs="+", default=[64, 128, 256, 512])
-    parser.add_argument("--steps", type=int, default=1500)
-    parser.add_argument("--count", type=int, default=256, help="needles of each length")
+    parser.add_argument("--steps", type=int, default=700)
+    parser.add_argument("--count", type=int, default=128, help="needles of each length")
     options = parser.parse_args(argv)
 
     set_seed(0)
