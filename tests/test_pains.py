@@ -16,7 +16,6 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch.testing import assert_close
 from transformers import (
-    AutoConfig,
     AutoModel,
     AutoModelForCausalLM,
     AutoTokenizer,
@@ -155,21 +154,19 @@ def test_trained_evaluated_saved_reloaded_and_trained_again(name: str, golden: P
 
 
 def test_a_p_tuning_checkpoint_travels_with_its_base_or_alone(golden: Path, tmp_path: Path) -> None:
-    """The way of the original README: the base with ``pre_seq_len``, the checkpoint's tensors into ``prefix_encoder``.
+    """A checkpoint of the original scripts holds the prefix alone; people wanted one merged folder.
 
     It raised "size mismatch for embedding.weight" and "object has no attribute 'prefix_encoder'".
     """
     tensors = load_file(golden / "chatglm2_ptuning" / "model.safetensors")
     config = json.loads((golden / "chatglm2_ptuning" / "config.json").read_text())
-    length = config.pop("pre_seq_len")
+    del config["pre_seq_len"]
     prefix = {name: tensors.pop(name) for name in list(tensors) if "prefix_encoder" in name}
     base = tmp_path / "base"
     base.mkdir()
     (base / "config.json").write_text(json.dumps({**config, "prefix_projection": False}))
     save_file(tensors, base / "model.safetensors", metadata={"format": "pt"})
 
-    asked = AutoConfig.from_pretrained(base, trust_remote_code=True, pre_seq_len=length)
-    assert asked.model_type == "chatglm"
     from glmlike.ptuning import load_prefix, save_prefix
 
     whole = AutoModel.from_pretrained(golden / "chatglm2_ptuning", trust_remote_code=True, dtype=torch.float32)
