@@ -7,6 +7,7 @@ import json
 import sys
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import pytest
 import torch
@@ -17,7 +18,7 @@ from glmlike.data import CONSTITUTION, TINY
 ROOT = Path(__file__).parents[1]
 # examples/push.py is run in tests/hub_cases, with a Hub to push to.
 COVERED = {"examples/train_tiny.py", "examples/pipeline.py", "examples/classify.py", "examples/push.py"}
-COVERED |= {"examples/held_out_blanks.py"}
+COVERED |= {"examples/held_out_blanks.py", "examples/prune_and_recover.py", "examples/needle.py"}
 
 # What each script measures on held-out data before and after, and what it must have come to: at least or at most.
 EFFECTS = {
@@ -158,3 +159,47 @@ def test_classify_learns_and_its_model_reloads(tmp_path: Path) -> None:
     sentences = ["We the People of the United States", "States the of United the People We"]
     logits = model(**tokenizer(sentences, return_tensors="pt", padding=True)).logits
     assert [model.config.id2label[int(index)] for index in logits.argmax(-1)] == ["in order", "shuffled"]
+
+
+def test_a_pruned_model_recovers_by_distillation(tmp_path: Path) -> None:
+    arguments = ["--layers", "5", "--width", "560", "--length", "96", "--steps", "12", "--rate", "2e-3"]
+    measured = script("examples/prune_and_recover.py").main([*arguments, "--output", str(tmp_path / "small")])
+    assert measured["parameters after"] < measured["parameters"]
+    assert measured["perplexity"] < measured["perplexity recovered"] < 0.9 * measured["perplexity pruned"]
+    model = AutoModelForCausalLM.from_pretrained(tmp_path / "small")
+    assert (model.config.num_hidden_layers, model.config.intermediate_size) == (5, 576)
+    assert model.num_parameters() == measured["parameters after"]
+
+
+def test_recovery_goes_on_where_it_was_saved() -> None:
+    example = script("examples/prune_and_recover.py")
+    teacher = AutoModelForCausalLM.from_pretrained(TINY, dtype=torch.float32)
+    rows = torch.randint(300, 400, (12, 16), generator=torch.Generator().manual_seed(0))
+    options = {"first": 3, "steps": 4, "batch": 3, "rate": 1e-3, "bfloat16": False}
+
+    def begun() -> Any:
+        student = AutoModelForCausalLM.from_pretrained(TINY, dtype=torch.float32)
+        example.prune_depth(student, [rows[:4]], keep=5)
+        return example.Recovery(student, teacher, rows, **options)
+
+    whole, part, rest = begun(), begun(), begun()
+    part.batches = whole.batches
+    expected = [whole.step() for _ in range(4)]
+    losses = [part.step(), part.step()]
+    rest.load_state_dict(part.state_dict())
+    assert [*losses, rest.step(), rest.step()] == expected
+
+
+def test_needles_are_where_they_are_said_to_be() -> None:
+    example = script("examples/needle.py")
+    torch.manual_seed(0)
+    rows, places = example.haystacks(20, 40, 3)
+    for row, place in zip(rows, places, strict=True):
+        asked = row[-6:].view(3, 2)
+        assert torch.equal(row[place : place + 2], asked[0])
+        for key, value in asked:
+            (at,) = (row[:-6] == key).nonzero()[:, 0].tolist()
+            assert row[at + 1] == value
+    results = example.main(["--trained", "32", "--steps", "2", "--lengths", "32", "64", "--count", "8"])
+    assert set(results) == {"none", "linear", "dynamic", "yarn", "llama3"}
+    assert all(results[kind][32] == results["none"][32] for kind in results)

@@ -168,9 +168,13 @@ class GlmLikeConfig(PreTrainedConfig):
         """A config from a config.json's content, translated when it is of a foreign format.
 
         ``generation="chatglm2"`` (or ``"chatglm3"``) says what ``rope_ratio`` means where no field does.
+        ``rope_parameters`` (as of ``from_pretrained``) replaces the scaling; the rotary base, the rotated share and,
+        where a scaling needs it, the trained length are the content's unless they are given too.
         """
-        generation = kwargs.pop("generation", None)
-        return super().from_dict(translate(config_dict, generation), **kwargs)
+        fields = translate(config_dict, kwargs.pop("generation", None))
+        if kwargs.get("rope_parameters") is not None:
+            fields = _with_rope(fields, kwargs.pop("rope_parameters"))
+        return super().from_dict(fields, **kwargs)
 
     def to_dict(self) -> dict[str, Any]:
         """The fields as plain values; where the weights were read from is not one of them."""
@@ -308,6 +312,15 @@ def _fold_rope(rope_parameters: _RopeDict | None, kwargs: _RopeDict, share: floa
         rope.setdefault(name, default if given is None else given)
     rope.setdefault("rope_type", rope.pop("type", "default"))
     return rope
+
+
+def _with_rope(fields: dict[str, Any], given: _RopeDict) -> dict[str, Any]:
+    """The fields with another rope scaling, and the base and share they have."""
+    rope = fields.get("rope_parameters") or fields.get("rope_scaling") or {}
+    own = {name: rope.get(name, fields.get(name)) for name in ("rope_theta", "partial_rotary_factor")}
+    kept = {name: value for name, value in own.items() if value is not None}
+    rest = {name: value for name, value in fields.items() if name not in ("rope_scaling", *own)}
+    return {**rest, "rope_parameters": {**kept, **given}}
 
 
 _ORIGIN, _DROPPED_ROWS = "_origin_format", "_dropped_rows"

@@ -32,6 +32,10 @@ class PushError(GlmLikeError):
     """A folder that is not fit to be pushed to the Hub, or a Hub that refuses it; nothing was created or changed."""
 
 
+class PruningError(GlmLikeError):
+    """A model that cannot be cut, tied or untied as asked; it is as it was."""
+
+
 class TokenizerError(GlmLikeError):
     """Vocabulary files that are none, are damaged, or do not fit together or their checkpoint."""
 
