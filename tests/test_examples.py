@@ -16,7 +16,8 @@ from glmlike.data import CONSTITUTION, TINY
 ROOT = Path(__file__).parents[1]
 # examples/push.py is run in tests/hub_cases, with a Hub to push to.
 COVERED = {"examples/train_tiny.py", "examples/pipeline.py", "examples/classify.py", "examples/push.py"}
-COVERED |= {"examples/held_out_blanks.py"}
+# examples/prepare_data.py is run in test_prepare_data.py.
+COVERED |= {"examples/held_out_blanks.py", "examples/prepare_data.py"}
 
 
 def script(path: str) -> ModuleType:
