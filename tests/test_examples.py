@@ -16,9 +16,14 @@ from transformers import AutoModelForCausalLM, AutoModelForSequenceClassificatio
 from glmlike.data import CONSTITUTION, TINY
 
 ROOT = Path(__file__).parents[1]
-# examples/push.py is run in tests/hub_cases, with a Hub to push to.
+# examples/push.py is run in tests/hub_cases, with a Hub to push to; prepare_data.py in test_prepare_data.py.
 COVERED = {"examples/train_tiny.py", "examples/pipeline.py", "examples/classify.py", "examples/push.py"}
-COVERED |= {"examples/held_out_blanks.py", "examples/prune_and_recover.py", "examples/needle.py"}
+COVERED |= {
+    "examples/held_out_blanks.py",
+    "examples/prune_and_recover.py",
+    "examples/needle.py",
+    "examples/prepare_data.py",
+}
 
 # What each script measures on held-out data before and after, and what it must have come to: at least or at most.
 EFFECTS = {

@@ -46,6 +46,8 @@ def eager_attention_forward(
 class GlmLikeAttention(nn.Module):
     """One attention branch; q, k and v are separate matrices, which sharding, LoRA and quantizers all expect."""
 
+    rotate = staticmethod(apply_rotary)  # an instance may have another kernel of the same
+
     def __init__(self, config: GlmLikeConfig, layer_idx: int):
         super().__init__()
         spec = config.spec
@@ -86,7 +88,7 @@ class GlmLikeAttention(nn.Module):
 
         if position_embeddings is not None:  # None: learned positions are part of the embedding
             cos, sin = position_embeddings
-            query_states, key_states = apply_rotary(query_states, key_states, cos, sin, self.turn)
+            query_states, key_states = self.rotate(query_states, key_states, cos, sin, self.turn)
         if past_key_values is not None:
             key_states, value_states = past_key_values.update(
                 key_states,

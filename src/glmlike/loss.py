@@ -11,13 +11,15 @@ Two ways, chosen by what has to be rounded:
   and a part beyond. The others are made again (a fourth product for them).
 
 Logits are laid out [vocabulary, tokens]: on CPUs the products are a tenth to a quarter faster so.
+On CUDA both are Liger's fused kernel instead, where liger-kernel is installed and serves the case.
 Shapes: N labelled tokens, C tokens of a chunk, D hidden, V vocabulary, U vocabulary of a tile.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import cache
 from typing import Any, NamedTuple
 
 import torch
@@ -31,6 +33,7 @@ _TILE = 1 << 21  # logits of a tile; more than 8 MB in float32 leaves the caches
 _PART = 1 << 18  # logits of a chunk that are worked on at a time
 _NARROWEST = 256
 _FEW = 1.25  # times the width of the head: tokens that fit where its gradient will be, and a few
+_FUSED_ON = ("cuda",)  # devices whose kernels are Liger's
 _KEPT = 0.4  # of the logits by tiles are kept beyond those in the gradient's place, where the plain loss has ten bytes
 
 
@@ -76,6 +79,9 @@ def linear_cross_entropy(
     ``ignore_index`` cost nothing. The mean is over the others, or their sum is divided by ``num_items_in_batch``; the
     mean of none is NaN, as in torch. ``softcap`` c makes the logits ``c * tanh(logits / c)`` (Gemma 2, arXiv
     2408.00118); ``z_loss`` adds that multiple of each token's squared log-sum-exp (PaLM, arXiv 2204.02311).
+
+    On CUDA with liger-kernel installed, its fused kernel makes the sum and the gradients (a head's in float32). Then a
+    second backward through a kept graph is wrong: Liger scales its gradients in place.
 
     A gradient is formed only for what requires one, and nothing beyond the loss without grad mode. Under torch.compile
     it runs outside the graph. There is no second derivative.
@@ -129,8 +135,46 @@ def _mean(
     digits = math.frexp(float(divisor))[0] if low else 1.0
     with torch.autocast(hidden.device.type, enabled=False):
         shape = _Shape(softcap, z_loss, digits or 1.0)
+        fused = _fused_sum(hidden, weight, labels, shape, wanted)
+        if fused is not None:
+            return fused.div(divisor.to(fused.device) if isinstance(divisor, Tensor) else divisor)
         total: Tensor = _Sum.apply(hidden, weight, labels, shape, wanted)  # type: ignore[no-untyped-call]
     return total.div(divisor.to(total.device) if isinstance(divisor, Tensor) else divisor)
+
+
+def _fused_sum(
+    hidden_ND: Tensor, weight_VD: Tensor, labels_N: Tensor, shape: _Shape, wanted: tuple[bool, bool]
+) -> Tensor | None:
+    """The summed loss by Liger's kernel, or None where it does not serve.
+
+    It computes in float32, needs a token, and forms no gradient of the head unless the tokens' is wanted too
+    (liger_kernel 0.8.5, ops/fused_linear_cross_entropy.py).
+    """
+    if hidden_ND.device.type not in _FUSED_ON or hidden_ND.dtype == torch.float64:
+        return None
+    kernel = _fused_kernel() if len(labels_N) and wanted != (False, True) else None
+    if kernel is None:
+        return None
+    return kernel(
+        hidden_ND,
+        weight_VD,
+        labels_N,
+        reduction="sum",
+        softcap=shape.softcap,
+        lse_square_scale=shape.z_loss,
+        accum_dtype=torch.float32 if wanted[1] else None,
+    )
+
+
+@cache
+def _fused_kernel() -> Callable[..., Tensor] | None:
+    """Liger's fused linear cross-entropy; None where liger-kernel (or Triton, which it needs) is not installed."""
+    try:
+        from liger_kernel.transformers.functional import liger_fused_linear_cross_entropy
+    except (ImportError, RuntimeError):  # Triton raises the latter where it finds no driver
+        return None
+    kernel: Callable[..., Tensor] = liger_fused_linear_cross_entropy
+    return kernel
 
 
 class _Sum(torch.autograd.Function):

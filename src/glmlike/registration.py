@@ -3,8 +3,8 @@
 Importing transformers' Auto classes costs seconds, and its pipelines some more, so ``import glmlike`` does neither.
 What is loaded already is registered with at once. For the rest a finder at the front of ``sys.meta_path`` watches,
 registers when the outermost import of a transformers or glmlike module has finished (never in the middle of one, where
-names are missing), and removes itself when all is done. It finds nothing of its own and changes no module. A second one
-waits for PEFT, which many programs never import.
+names are missing), and removes itself when all is done. It finds nothing of its own and changes no module. Two more
+wait for PEFT and for Liger, which many programs never import.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ _AUTO_MODEL = "transformers.models.auto.modeling_auto"
 _AUTO_TOKENIZER = "transformers.models.auto.tokenization_auto"
 _PIPELINES = "transformers.pipelines"
 _PEFT_TABLES = "peft.utils.constants"
+_LIGER_TABLE = "liger_kernel.transformers.monkey_patch"
 _done: set[str] = set()
 _lock = threading.RLock()
 _namespaces: list[ModuleType] = []
@@ -32,7 +33,7 @@ def register() -> None:
     Safe to call any number of times, from any process (it is also the entry point vLLM calls in each of its workers).
     """
     _remember_namespace()
-    for packages, actions in ((("transformers.", "glmlike."), _ACTIONS), (("peft.",), _PEFT_ACTIONS)):
+    for packages, actions in _WATCHED:
         if _register_loaded(actions):
             continue
         if not any(isinstance(finder, _Watcher) and finder.packages == packages for finder in sys.meta_path):
@@ -125,6 +126,12 @@ def _register_peft() -> None:
     register_targets(sys.modules[_PEFT_TABLES])
 
 
+def _register_liger() -> None:
+    from glmlike.liger import register_liger
+
+    register_liger(sys.modules[_LIGER_TABLE])
+
+
 _ACTIONS: dict[str, Callable[[], None]] = {
     _AUTO_CONFIG: _register_configs,
     _AUTO_MODEL: _register_models,
@@ -134,6 +141,13 @@ _ACTIONS: dict[str, Callable[[], None]] = {
 """What is done once a module of transformers is there; each costs seconds to load, so none is loaded for it."""
 _PEFT_ACTIONS: dict[str, Callable[[], None]] = {_PEFT_TABLES: _register_peft}
 """The same for PEFT."""
+_LIGER_ACTIONS: dict[str, Callable[[], None]] = {_LIGER_TABLE: _register_liger}
+"""And for Liger's kernels."""
+_WATCHED = (
+    (("transformers.", "glmlike."), _ACTIONS),
+    (("peft.",), _PEFT_ACTIONS),
+    (("liger_kernel.",), _LIGER_ACTIONS),
+)
 
 
 def _publish(*classes: type) -> None:

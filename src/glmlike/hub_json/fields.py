@@ -7,7 +7,18 @@ from typing import Any, Literal, get_args
 
 from glmlike.errors import ConfigError
 
-Format = Literal["glmlike", "glm-10b", "glm-130b", "chatglm-6b", "chatglm", "glm", "glm4", "llama", "qwen2", "meta"]
+Format = Literal[
+    "glmlike",
+    "glm-10b",
+    "glm-130b",
+    "chatglm-6b",
+    "chatglm",
+    "glm",
+    "glm4",
+    "llama",
+    "qwen2",
+    "meta",
+]
 Generation = Literal["chatglm2", "chatglm3", "glm4"]
 Config = Mapping[str, Any]
 
