@@ -41,6 +41,8 @@ def haystacks(count: int, length: int, needles: int, high: int = VOCABULARY) -> 
 
     Each row has ``needles`` different keys, each followed by a random token, at random places; its end asks for all.
     """
+    if length < 4 * needles:
+        raise ValueError(f"{length} tokens have no room for {needles} needles and questions: at least {4 * needles}.")
     rows = torch.randint(KEYS, high, (count, length))
     body = (length - 2 * needles) // 2
     places = torch.stack([torch.randperm(body)[:needles] for _ in range(count)]) * 2

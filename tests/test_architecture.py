@@ -38,7 +38,7 @@ MAY: dict[str, set[str]] = {
     },
     "norms": {"torch", "transformers", "glmlike.configuration"},
     "packing": {"torch"},
-    "loss": {"torch"},
+    "loss": {"torch", "liger_kernel"},
     "outputs": {"torch", "transformers"},
     "prefix": {"torch", "glmlike.configuration", "glmlike.errors", "glmlike.packing"},
     "long_context": {"transformers", "glmlike.configuration", "glmlike.errors", "glmlike.spec"},

@@ -167,10 +167,11 @@ def test_classify_learns_and_its_model_reloads(tmp_path: Path) -> None:
 
 
 def test_a_pruned_model_recovers_by_distillation(tmp_path: Path) -> None:
-    arguments = ["--layers", "5", "--width", "560", "--length", "96", "--steps", "12", "--rate", "2e-3"]
+    arguments = ["--layers", "5", "--width", "560", "--length", "96", "--steps", "12", "--rate", "5e-4"]
     measured = script("examples/prune_and_recover.py").main([*arguments, "--output", str(tmp_path / "small")])
     assert measured["parameters after"] < measured["parameters"]
-    assert measured["perplexity"] < measured["perplexity recovered"] < 0.9 * measured["perplexity pruned"]
+    assert measured["perplexity"] < measured["perplexity pruned"]
+    assert measured["perplexity recovered"] < (measured["perplexity"] + measured["perplexity pruned"]) / 2
     model = AutoModelForCausalLM.from_pretrained(tmp_path / "small")
     assert (model.config.num_hidden_layers, model.config.intermediate_size) == (5, 576)
     assert model.num_parameters() == measured["parameters after"]
@@ -205,6 +206,6 @@ def test_needles_are_where_they_are_said_to_be() -> None:
         for key, value in asked:
             (at,) = (row[:-6] == key).nonzero()[:, 0].tolist()
             assert row[at + 1] == value
-    results = example.main(["--trained", "32", "--steps", "2", "--lengths", "32", "64", "--count", "8"])
+    results = example.main(["--trained", "64", "--steps", "2", "--lengths", "64", "128", "--count", "8"])
     assert set(results) == {"none", "linear", "dynamic", "yarn", "llama3"}
-    assert all(results[kind][32] == results["none"][32] for kind in results)
+    assert all(results[kind][64] == results["none"][64] for kind in results)
