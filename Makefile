@@ -19,7 +19,7 @@ BIN := $(VENV)/bin
 # A process a core, four at the most: each holds torch.
 PARALLEL := -n auto --maxprocesses 4
 
-.PHONY: demo test test-fast test-exhaustive test-oldest conformance llama-cpp docs lint types format benchmarks wheel install clean
+.PHONY: demo test test-fast test-exhaustive test-oldest conformance llama-cpp liger docs lint types format benchmarks dist install clean
 
 demo: $(VENV)/.ready
 	$(BIN)/glmlike demo
@@ -53,6 +53,16 @@ types: $(VENV)/.ready
 docs: $(VENV)/.ready
 	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
 
+# The sdist and the wheel, the wheel tried in an environment of its own.
+dist: $(VENV)/.ready
+	rm -rf dist
+	$(BIN)/python tools/check_package.py dist
+
+# Liger's own table, rotation and loss, in Triton's interpreter.
+liger: $(VENV)/.ready
+	$(BIN)/python -m pip install --no-deps liger-kernel==0.8.5 triton==3.9.0
+	$(BIN)/python -m pytest tests/test_liger.py
+
 # llama.cpp itself, from a prebuilt wheel, reads what we write.
 llama-cpp: $(VENV)/.ready
 	$(BIN)/python -m pip install xllamacpp
@@ -60,9 +70,6 @@ llama-cpp: $(VENV)/.ready
 
 benchmarks: $(VENV)/.ready
 	$(BIN)/python benchmarks/run.py
-
-wheel: $(VENV)/.ready
-	$(BIN)/python -m hatchling build
 
 install: $(VENV)/.ready
 
@@ -75,4 +82,4 @@ $(OLDEST)/.ready: pyproject.toml
 	touch $@
 
 clean:
-	rm -rf $(VENV) $(OLDEST) dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(OLDEST) dist out .pytest_cache .mypy_cache .ruff_cache .hypothesis
