@@ -243,7 +243,7 @@ def test_a_plan_is_within_its_memory_and_names_the_stored_tensors(folders: Folde
         ("compressed", {"format": "float-quantized"}, "compressed-tensors with format='float-quantized'"),
         ("compressed", {"transform_config": {"config_groups": {"u": {}}}}, "with a transform_config"),
         ("compressed", {"sparsity_config": {"format": "sparse-24-bitmask"}}, "with a sparsity_config"),
-        ("compressed", {"config_groups": {}}, "compressed-tensors with weights=None"),
+        ("compressed", {"config_groups": {}}, "compressed-tensors with weights={}"),
         (
             "compressed",
             {"config_groups": {"a": {"weights": {"num_bits": 3, "type": "int", "strategy": "channel"}}}},
@@ -287,6 +287,7 @@ O_PROJ = "model.layers.1.self_attn.o_proj."
         ("qzeros", None, f"no file holds '{O_PROJ}qzeros'"),
         ("scales", torch.ones(2, 64, dtype=torch.int32), "are .*'scales': 'I32 .*but GPTQ"),
         ("bias", torch.ones(64), f"'{O_PROJ}bias' is a bias of a matrix that has none .*not of zeros"),
+        ("g_idx", None, f"no file holds '{O_PROJ}g_idx'"),
         ("g_idx", torch.zeros(64, dtype=torch.int32), "g_idx puts 64 columns in one group, but .* groups of 32"),
         ("g_idx", torch.full((64,), 7, dtype=torch.int32), "its columns are of the groups 7 to 7, but .* scales of 2"),
         ("g_idx", torch.full((64,), -1, dtype=torch.int32), "its columns are of the groups -1 to -1"),

@@ -26,7 +26,7 @@ from glmlike.checkpoint.inside import require_inside
 from glmlike.checkpoint.layouts import Cropped, Layout
 from glmlike.checkpoint.lazy import LazyStep, LazyTensor
 from glmlike.checkpoint.native import native_shapes
-from glmlike.checkpoint.packed import PackedCheckpoint, is_symmetric, method_of
+from glmlike.checkpoint.packed import PackedCheckpoint, is_plain, method_of
 from glmlike.checkpoint.ranked import ranked_format
 from glmlike.checkpoint.rules import Rule, scales_of
 from glmlike.checkpoint.shards import read_json, tensors_of
@@ -96,8 +96,8 @@ def open_packed(
     method = method_of(config)
     if method is None:
         return None
-    symmetric = method != "compressed-tensors" or is_symmetric(config)
-    if keeps(method) and symmetric and detect_config(config, str(folder)) not in FUSED_FORMATS:
+    plain = method != "compressed-tensors" or is_plain(config)
+    if keeps(method) and plain and detect_config(config, str(folder)) not in FUSED_FORMATS:
         return None
     found = look(folder, generation=generation, spec=spec)
     if not isinstance(found.checkpoint, PackedCheckpoint):

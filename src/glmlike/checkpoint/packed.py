@@ -46,6 +46,8 @@ class PackedConfig:
     packing: Packing
     bits: frozenset[int]
     sizes: frozenset[int | None]
+    beside: frozenset[str] = frozenset()
+    """What stands beside every packed matrix and its scales: zeros, and the groups of columns out of order."""
     activations: bool = False
     """Whether the library that wrote the files rounds activations to integers as well."""
 
@@ -67,12 +69,26 @@ def method_of(config: Mapping[str, Any]) -> Method | None:
     return method if isinstance(method, str) and method in NAMES else None  # type: ignore[return-value]
 
 
-def is_symmetric(config: Mapping[str, Any]) -> bool:
-    """Whether the matrices of a folder of compressed-tensors have no zeros of their own."""
-    groups = config["quantization_config"].get("config_groups")
+def is_plain(config: Mapping[str, Any]) -> bool:
+    """Whether the matrices of a folder of compressed-tensors have no zeros, and groups of neighbours alone."""
+    weights = _compressed_weights(config["quantization_config"])
+    return not any(_has_zeros(weight) or _is_reordered(weight) for weight in weights)
+
+
+def _compressed_weights(said: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    """What a config of compressed-tensors says of the weights of each of its groups of modules."""
+    groups = said.get("config_groups")
     schemes = groups.values() if isinstance(groups, Mapping) else ()
-    weights = (scheme.get("weights") for scheme in schemes if isinstance(scheme, Mapping))
-    return all(weight.get("symmetric", True) for weight in weights if isinstance(weight, Mapping))
+    weights = [scheme.get("weights") if isinstance(scheme, Mapping) else None for scheme in schemes]
+    return [weight if isinstance(weight, Mapping) else {} for weight in weights]
+
+
+def _has_zeros(weight: Mapping[str, Any]) -> bool:
+    return not weight.get("symmetric", True)
+
+
+def _is_reordered(weight: Mapping[str, Any]) -> bool:
+    return weight.get("actorder") in ("group", "dynamic", True)  # "weight" and "static" leave columns where they are
 
 
 def read_config(config: Mapping[str, Any], where: str) -> PackedConfig | None:
@@ -96,9 +112,14 @@ def _read_gptq(said: Mapping[str, Any], where: str) -> PackedConfig:
     if str(said.get("pack_dtype") or "int32").removeprefix("torch.") != "int32":
         raise _refusal(where, f"GPTQ with pack_dtype={said['pack_dtype']!r}", "'int32'")
     overrides = said.get("dynamic") or {}  # a pattern that begins with "-:" names modules that stay floats
-    if any(value and not str(name).startswith("-:") for name, value in overrides.items()):
+    if not isinstance(overrides, Mapping) or any(
+        value and not str(name).startswith("-:") for name, value in overrides.items()
+    ):
         raise _refusal(where, "GPTQ with other bits or groups for some modules ('dynamic')", "one kind for all")
-    return PackedConfig("gptq", fmt, _bits(said, "GPTQ", (2, 4, 8), where), _sizes(said, where))  # type: ignore[arg-type]
+    bits, sizes = _bits(said, "GPTQ", (2, 4, 8), where), _sizes(said, where)
+    beside = {"qzeros", "g_idx"} if said.get("desc_act") and None not in sizes else {"qzeros"}
+    packing: Packing = "gptq" if fmt == "gptq" else "gptq_v2"
+    return PackedConfig("gptq", packing, bits, sizes, frozenset(beside))
 
 
 def _read_awq(said: Mapping[str, Any], where: str) -> PackedConfig:
@@ -106,38 +127,36 @@ def _read_awq(said: Mapping[str, Any], where: str) -> PackedConfig:
     version = "llm-awq" if llm_awq else str(said.get("version") or said.get("format") or "gemm").lower()
     if version not in ("gemm", "exllama", "ipex"):  # the latter two are ways to compute with files of "gemm"
         raise _refusal(where, f"AWQ with version={version!r}", "'gemm'")
-    return PackedConfig("awq", "awq", _bits(said, "AWQ", (4,), where), _sizes(said, where))
+    return PackedConfig("awq", "awq", _bits(said, "AWQ", (4,), where), _sizes(said, where), frozenset({"qzeros"}))
 
 
 def _read_compressed(said: Mapping[str, Any], where: str) -> PackedConfig:
     fmt = said.get("format")
     if fmt not in ("pack-quantized", "int-quantized"):
         raise _refusal(where, f"compressed-tensors with format={fmt!r}", "'pack-quantized' and 'int-quantized'")
-    sparse = (said.get("sparsity_config") or {}).get("format") or "dense"
-    for name, found in (
-        ("sparsity_config", sparse != "dense"),
-        ("transform_config", bool(said.get("transform_config"))),
-    ):
-        if found:
+    sparsity = said.get("sparsity_config") or {}
+    dense = isinstance(sparsity, Mapping) and sparsity.get("format", "dense") == "dense"
+    for name, wrong in (("sparsity_config", not dense), ("transform_config", bool(said.get("transform_config")))):
+        if wrong:
             raise _refusal(where, f"compressed-tensors with a {name}", "integers alone")
-    groups = said.get("config_groups")
-    schemes = list(groups.values()) if isinstance(groups, Mapping) else []
-    weights = [scheme.get("weights") if isinstance(scheme, Mapping) else None for scheme in schemes]
+    weights = _compressed_weights(said) or [{}]
     known = (4, 8) if fmt == "pack-quantized" else (8,)
     bits: set[int] = set()
     sizes: set[int | None] = set()
-    for weight in weights or [None]:
-        fields = weight if isinstance(weight, Mapping) else {}
-        strategy = fields.get("strategy") or ("group" if fields.get("group_size") else None)
-        if fields.get("type", "int") != "int" or strategy not in ("group", "channel"):
-            raise _refusal(
-                where, f"compressed-tensors with weights={weight!r:.120}", "integers by 'group' or 'channel'"
-            )
-        bits |= _bits({"bits": fields.get("num_bits")}, "compressed-tensors", known, where)
-        sizes |= {None} if strategy == "channel" else _sizes(fields, where)
+    for weight in weights:
+        strategy = weight.get("strategy") or ("group" if weight.get("group_size") else None)
+        if weight.get("type", "int") != "int" or strategy not in ("group", "channel"):
+            found = f"compressed-tensors with weights={dict(weight)!s:.120}"
+            raise _refusal(where, found, "integers by 'group' or 'channel'")
+        bits |= _bits({"bits": weight.get("num_bits")}, "compressed-tensors", known, where)
+        sizes |= {None} if strategy == "channel" else _sizes(weight, where)
+    beside = {"weight_zero_point"} if all(map(_has_zeros, weights)) else set()
+    beside |= {"weight_g_idx"} if all(map(_is_reordered, weights)) else set()
     packing: Packing = "compressed" if fmt == "pack-quantized" else "int8"
-    activations = any(scheme.get("input_activations") for scheme in schemes)
-    return PackedConfig("compressed-tensors", packing, frozenset(bits), frozenset(sizes), activations)
+    activations = any(scheme.get("input_activations") for scheme in said["config_groups"].values())
+    return PackedConfig(
+        "compressed-tensors", packing, frozenset(bits), frozenset(sizes), frozenset(beside), activations
+    )
 
 
 def _refusal(where: str, found: str, read: str) -> ConfigError:
@@ -254,9 +273,7 @@ def _is_packed(checkpoint: Checkpoint, config: PackedConfig, name: str) -> bool:
 def _matrix(checkpoint: Checkpoint, config: PackedConfig, name: str, shape: Shape, dtype: str) -> PackedFloats:
     base = name.removesuffix("weight")
     scale, zero, *index = _BESIDE[config.method]
-    optional = config.method == "compressed-tensors"
-    needed = (config.packed, scale) if optional else (config.packed, scale, zero)
-    for part in needed:
+    for part in (scale, *sorted(config.beside)):
         if base + part not in checkpoint.tensors:
             raise CheckpointError(
                 f"{checkpoint.folder}: no file holds {base + part!r}, but there is {base + config.packed!r}. The "
