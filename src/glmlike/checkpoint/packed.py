@@ -233,7 +233,7 @@ def unpacked(checkpoint: Checkpoint, config: PackedConfig, shapes: Mapping[str, 
         CheckpointError: integers without scales or zeros, of another width or of other groups than config.json says,
             or a bias, of a matrix that has none, that is not of zeros.
     """
-    names = [name for name in shapes if _is_packed(checkpoint, config, name)]
+    names = [name for name, shape in shapes.items() if len(shape) == 2 and _is_packed(checkpoint, config, name)]
     if not names:
         return checkpoint
     matrices = {name: _matrix(checkpoint, config, name, shapes[name], dtype_name(dtype)) for name in names}
@@ -309,7 +309,7 @@ def _fitting(config: PackedConfig, shape: Shape, found: Mapping[str, TensorInfo]
     tried = []
     for bits in sorted(config.bits):
         for size in sorted(config.sizes, key=str):
-            columns = shape[1] if size is None else size
+            columns = shape[1] if size is None else min(size, shape[1])
             expected = _stored_shapes(config, shape, bits, columns)
             if all(_fits(there[part], expected[part]) for part in there):
                 return bits, columns
