@@ -22,7 +22,8 @@ def unpack_words(words: Tensor, bits: int) -> Tensor:
     """[..., W] int32 to [..., 32 W / bits] uint8, the lowest bits of a word first; ``bits`` divides 8."""
     import torch
 
-    packed = words.contiguous().view(torch.uint8)
+    whole = words.contiguous().reshape(-1)  # a column of words keeps the stride of what it is a column of
+    packed = whole.view(torch.uint8).view(*words.shape[:-1], 4 * words.shape[-1])
     if bits == 8:
         return packed
     shifts = torch.arange(0, 8, bits, dtype=torch.uint8)
