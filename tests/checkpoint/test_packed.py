@@ -19,6 +19,7 @@ from typer.testing import CliRunner
 
 import glmlike
 from glmlike import CheckpointError, ConfigError, GlmLikeForCausalLM, GlmLikeModel
+from glmlike.checkpoint import packed_streams
 from glmlike.checkpoint.packed import PackedCheckpoint, read_config, unpacked
 from glmlike.checkpoint.shards import open_checkpoint
 from glmlike.checkpoint.streams import stretches
@@ -59,15 +60,18 @@ def kinds(draw: st.DrawFn) -> Kind:
     whole=st.booleans(),
     dtype=st.sampled_from((torch.float16, torch.bfloat16, torch.float32)),
     at_most=st.integers(1, 2000),
+    short=st.sampled_from((0, 2**14)),
     seed=st.integers(0, 99),
 )
 def test_a_packed_matrix_streams_as_the_floats_it_stands_for(
-    kind: Kind, rows: int, columns: int, whole: bool, dtype: torch.dtype, at_most: int, seed: int
+    kind: Kind, rows: int, columns: int, whole: bool, dtype: torch.dtype, at_most: int, short: int, seed: int
 ) -> None:
     """Any width, group, order and dtype, read in stretches of any size; where the format allows it, ragged shapes."""
     shape = (rows * 8, columns * 8) if whole or kind.packing == "awq" else (rows * 8 - 3, columns * 8 - 5)
     found = packed_of(np.random.default_rng(seed).normal(size=shape), kind, seed)
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory() as folder, pytest.MonkeyPatch.context() as patch:
+        patch.setattr(packed_streams, "_SHORT_ROW", short)
+        patch.setattr(packed_streams, "_BLOCK", 100)
         checkpoint = as_floats(Path(folder), found, kind, dtype)
         stream = checkpoint.stream("m.weight")
         buffer = bytearray(shape[0] * shape[1] * dtype.itemsize)
