@@ -235,6 +235,15 @@ MAY: dict[str, set[str]] = {
     },
     "checkpoint/layouts": {"torch", "glmlike.errors"},
     "checkpoint/rules": {"glmlike.errors", "glmlike.checkpoint.layouts"},
+    "packed_integers": {"torch"},
+    "checkpoint/packed_streams": {
+        *("torch", "glmlike.errors", "glmlike.packed_integers"),
+        *("glmlike.checkpoint.headers", "glmlike.checkpoint.streams"),
+    },
+    "checkpoint/packed": {
+        *("torch", "glmlike.errors", "glmlike.checkpoint.headers", "glmlike.checkpoint.packed_streams"),
+        *("glmlike.checkpoint.shards", "glmlike.checkpoint.streams"),
+    },
     "checkpoint/quantized": {"glmlike.errors", "glmlike.checkpoint.headers"},
     "checkpoint/quantizer": {
         *("torch", "transformers", "glmlike.errors", "glmlike.hub_json", "glmlike.integers", "glmlike.quantization"),
@@ -317,8 +326,8 @@ MAY: dict[str, set[str]] = {
         *("glmlike.checkpoint.meta", "glmlike.checkpoint.ranks", "glmlike.checkpoint.sat"),
     },
     "checkpoint/companions": {
-        *("glmlike.hub_json", "glmlike.checkpoint.detection", "glmlike.checkpoint.inside", "glmlike.checkpoint.shards"),
-        "glmlike.checkpoint.tokenizers",
+        *("glmlike.hub_json", "glmlike.checkpoint.detection", "glmlike.checkpoint.inside", "glmlike.checkpoint.packed"),
+        *("glmlike.checkpoint.shards", "glmlike.checkpoint.tokenizers"),
     },
     "checkpoint/tokenizers": {  # a child process reads vocabularies
         *("glmlike.errors", "glmlike.hub_json", "glmlike.checkpoint.inside", "glmlike.checkpoint.shards"),
@@ -350,6 +359,7 @@ MAY: dict[str, set[str]] = {
         *("torch", "transformers", "glmlike.errors", "glmlike.spec", "glmlike.checkpoint.rules"),
         *("glmlike.checkpoint.detection", "glmlike.checkpoint.lazy", "glmlike.checkpoint.native"),
         *("glmlike.checkpoint.inside", "glmlike.checkpoint.ranked", "glmlike.checkpoint.shards"),
+        *("glmlike.checkpoint.companions", "glmlike.checkpoint.packed", "glmlike.checkpoint.streams"),
         *("glmlike.checkpoint.formats", "glmlike.checkpoint.layouts", "glmlike.hub_json"),
     },
 }

@@ -200,11 +200,22 @@ def test_compressed_tensors_load_and_save_again(folders: Callable[[str], dict[st
         assert torch.equal(outputs(load(AutoModelForCausalLM, tmp_path / name)), found)
     for auto in (AutoModel, *HEADS.values()):
         assert torch.isfinite(outputs(load(auto, compressed))).all()
-    with pytest.raises(ConfigError, match="quantized by compressed-tensors"):
-        glmlike.convert(compressed, tmp_path / "glm", to="glm")
+    report = glmlike.convert(compressed, tmp_path / "glm", to="glm")
+    assert "compressed-tensors, 4 bits, groups of 32" in report.notes[0]
+    assert torch.allclose(outputs(load(GlmLikeForCausalLM, tmp_path / "glm")), floats, atol=1e-4)
 
 
-def write_compressed(source: Path, place: Path) -> tuple[Path, torch.Tensor]:
+def test_compressed_tensors_with_zeros_are_read_as_floats(
+    folders: Callable[[str], dict[str, Path]], tmp_path: Path
+) -> None:
+    """transformers cannot read what the library itself writes of asymmetric integers; here their floats load."""
+    compressed, floats = write_compressed(folders("glm-4-9b")["native"], tmp_path, symmetric=False)
+    model = load(AutoModelForCausalLM, compressed)
+    assert isinstance(model.model.layers[0].mlp.up_proj.weight, torch.nn.Parameter)
+    assert torch.allclose(outputs(model), floats, atol=1e-4)
+
+
+def write_compressed(source: Path, place: Path, *, symmetric: bool = True) -> tuple[Path, torch.Tensor]:
     """A folder in compressed-tensors' 4-bit format, and the outputs of the floats that it stands for."""
     pytest.importorskip("compressed_tensors")
     from compressed_tensors.compressors import ModelCompressor
@@ -212,7 +223,7 @@ def write_compressed(source: Path, place: Path) -> tuple[Path, torch.Tensor]:
     from compressed_tensors.quantization import apply_quantization_config as apply
 
     model = load(AutoModelForCausalLM, source)
-    args = {"num_bits": 4, "strategy": "group", "group_size": 32, "symmetric": True}
+    args = {"num_bits": 4, "strategy": "group", "group_size": 32, "symmetric": symmetric}
     scheme = QuantizationScheme(targets=["Linear"], weights=QuantizationArgs(**args))
     config = QuantizationConfig(
         config_groups={"all": scheme}, ignore=["lm_head"], format="pack-quantized", quantization_status="compressed"
@@ -221,10 +232,14 @@ def write_compressed(source: Path, place: Path) -> tuple[Path, torch.Tensor]:
     for module in model.modules():
         if hasattr(module, "weight_scale"):
             groups = module.weight.data.unflatten(-1, (-1, 32))
-            scale = groups.abs().amax(-1) / 7
+            scale, zero = groups.abs().amax(-1) / 7, torch.zeros(groups.shape[:-1])
+            if not symmetric:
+                scale = (groups.amax(-1) - groups.amin(-1)) / 15
+                zero = (-8 - groups.amin(-1) / scale).round()
+                module.weight_zero_point.data = zero.to(torch.int8)
             module.weight_scale.data = scale
-            rounded = (groups / scale[..., None]).round() * scale[..., None]
-            module.weight.data = rounded.flatten(-2)
+            integers = ((groups / scale[..., None]).round() + zero[..., None]).clamp(-8, 7)
+            module.weight.data = ((integers - zero[..., None]) * scale[..., None]).flatten(-2)
     for module in model.modules():
         if hasattr(module, "quantization_enabled"):
             module.quantization_enabled = False

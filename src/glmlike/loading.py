@@ -32,11 +32,18 @@ folder_readers: dict[str, FolderReader] = {}
 """Readers of folders that transformers cannot open, by format; registration fills it. Each takes a folder and ``spec``,
 and returns the fields of a GlmLikeConfig and the native tensors, made when they are indexed; None for other folders."""
 
+PackedReader = Callable[[Path, Any, Any, Callable[[str], bool]], "tuple[dict[str, Any], dict[str, Any]] | None"]
+packed_readers: list[PackedReader] = []
+"""The reader of folders of packed integers as floats, likewise. It takes a folder, ``spec``, ``generation`` and which
+methods' own libraries are there."""
+
 # Arguments that are fields of a config as well, and that transformers' loader takes itself.
 _LOADERS_OWN = ("dtype", "torch_dtype", "attn_implementation", "quantization_config")
 
 
-def open_folder(where: Any, config: Any, spec: Any, kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]] | None:
+def open_folder(
+    where: Any, config: Any, spec: Any, generation: Any, kwargs: dict[str, Any]
+) -> tuple[Any, dict[str, Any]] | None:
     """The config and the tensors of a folder that transformers cannot open; None where it can.
 
     A ``config`` object that is passed says the decoder as ``spec`` does. Arguments that are config fields
@@ -50,13 +57,18 @@ def open_folder(where: Any, config: Any, spec: Any, kwargs: dict[str, Any]) -> t
     passed = as_native(config) if isinstance(config, PreTrainedConfig) else None
     said = passed.spec if spec is None and passed is not None else spec
     found = next((f for read in folder_readers.values() if folder and (f := read(folder, said)) is not None), None)
+    packed = None if found is not None or folder is None else _open_packed(folder, spec, generation, kwargs)
+    found = found or packed
     if found is None:
         if spec is not None:
             raise ConfigError(f"{where}: spec= is for folders of rank files, which have no config.json. Leave it out.")
         return None
-    _refuse_what_needs_files(where, kwargs)
+    _refuse_what_needs_files(where, kwargs, "rank files" if packed is None else "packed integers")
     fields, tensors = found
     native = GlmLikeConfig.from_dict(fields) if passed is None else passed
+    if packed is not None and hasattr(native, "quantization_config"):
+        native = copy.deepcopy(native)  # the caller's own says what the files are
+        del native.quantization_config
     native.dtype = native.dtype or getattr(torch, fields["dtype"])
     kwargs.pop("subfolder", None)
     for name in [name for name in kwargs if name not in _LOADERS_OWN and hasattr(native, name)]:
@@ -64,7 +76,24 @@ def open_folder(where: Any, config: Any, spec: Any, kwargs: dict[str, Any]) -> t
     return native, tensors
 
 
-def _refuse_what_needs_files(where: Any, kwargs: dict[str, Any]) -> None:
+def _open_packed(
+    folder: Path, spec: Any, generation: Any, kwargs: dict[str, Any]
+) -> tuple[dict[str, Any], dict[str, Any]] | None:
+    """The floats of a folder of packed integers, unless they are to stay integers."""
+    asked = kwargs.get("quantization_config")
+    method = asked.get("quant_method") if isinstance(asked, Mapping) else getattr(asked, "quant_method", None)
+    if method in _READ_AS_FLOATS or kwargs.get("state_dict") is not None:
+        return None
+    found = next((f for read in packed_readers if (f := read(folder, spec, generation, _is_installed))), None)
+    if found is not None:
+        logger.warning_once(
+            f"{folder}: its matrices are packed integers. They are read as the floats that these stand for, which take "
+            "the memory of floats."
+        )
+    return found
+
+
+def _refuse_what_needs_files(where: Any, kwargs: dict[str, Any], kind: str) -> None:
     sharded = next((name for name in _SHARDED_ARGUMENTS if kwargs.get(name) is not None), None)
     device_map = kwargs.get("device_map")
     places = device_map.values() if isinstance(device_map, dict) else (device_map,)
@@ -73,7 +102,7 @@ def _refuse_what_needs_files(where: Any, kwargs: dict[str, Any]) -> None:
     refused = sharded or offloaded or given
     if refused:
         raise ConfigError(
-            f"{where}: {refused} with a folder of rank files, which are read tensor by tensor and whole. First run "
+            f"{where}: {refused} with a folder of {kind}, which are read tensor by tensor and whole. First run "
             f"`glmlike convert {where} DST --to glmlike`, then load DST."
         )
 
@@ -177,6 +206,11 @@ _PACKAGES = {
     "bitsandbytes": (("bitsandbytes", "accelerate"), "bitsandbytes"),
 }
 """What transformers needs to read files that another library quantized."""
+_READ_AS_FLOATS = ("gptq", "awq", "compressed-tensors")
+
+
+def _is_installed(method: str) -> bool:
+    return all(find_spec(package) is not None for package in _PACKAGES[method][0])
 
 
 def _require_packages(fields: Mapping[str, Any], where: Any) -> None:
@@ -187,9 +221,11 @@ def _require_packages(fields: Mapping[str, Any], where: Any) -> None:
     if missing:
         needed = " ".join(packages).replace("_", "-")
         gpu = " (which needs a GPU)" if "gptqmodel" in packages else ""
+        readable = said["quant_method"] in _READ_AS_FLOATS
+        convert = f", or `glmlike convert {where} DST --to glmlike` and load DST, floats," if readable else ""
         raise ConfigError(
             f"{where}: its matrices are quantized by {name}, and {' and '.join(missing)} is not installed. Run "
-            f"`pip install {needed}`{gpu}, or use the repository of the floats it was made of."
+            f"`pip install {needed}`{gpu}{convert}, or use the repository of the floats it was made of."
         )
 
 

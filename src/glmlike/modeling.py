@@ -169,7 +169,7 @@ class GlmLikePreTrainedModel(PreTrainedModel):
                 "there with quantization_config=GgufConfig(dequantize=True), save_pretrained, and load the new folder."
             )
         where = "state_dict" if pretrained_model_name_or_path is None else str(pretrained_model_name_or_path)
-        opened = open_folder(pretrained_model_name_or_path, config, spec, kwargs)
+        opened = open_folder(pretrained_model_name_or_path, config, spec, generation, kwargs)
         if opened is not None:
             pretrained_model_name_or_path, config, kwargs["state_dict"] = None, *opened
         require_readable(pretrained_model_name_or_path, kwargs)

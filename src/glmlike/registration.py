@@ -91,6 +91,7 @@ def _register_models() -> None:
             _publish(getattr(modeling, name))
     on_the_fly.register()
     loading.folder_readers["glm-130b"] = on_the_fly.open_folder
+    loading.packed_readers[:] = [on_the_fly.open_packed]
     loading.use_file_check(on_the_fly.require_readable)
     loading.use_key_mapping(on_the_fly.key_mapping)
     quantizer.register()

@@ -21,6 +21,7 @@ from glmlike.checkpoint.native import native_shapes
 from glmlike.errors import GlmLikeError
 from glmlike.hub_json import Format, write_config
 from glmlike.spec import DecoderSpec
+from packed_folders import Kind, write_packed
 from specs import SPECS
 
 _SMALL = {"vocab_size": 6, "hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1, "head_dim": 4}
@@ -89,7 +90,14 @@ def meta(folder: Path) -> None:
     _ranks(folder, LLAMA, "meta")
 
 
-KINDS = (safetensors, safetensors_shards, torch_file, torch_shards, fused, glm_130b, meta)
+def gptq(folder: Path) -> None:
+    save_file(_native(folder / "native", LLAMA, "llama"), folder / "native" / "model.safetensors")
+    write_packed(folder / "native", folder, Kind("gptq", size=4, act_order=True))
+    shutil.rmtree(folder / "floats")
+    _only(folder, "packed")
+
+
+KINDS = (safetensors, safetensors_shards, torch_file, torch_shards, fused, glm_130b, meta, gptq)
 _EXTREMES = (0, 1, 2**15, 2**16 - 1, 2**31 - 1, 2**32 - 1, 2**63 - 1, 2**64 - 1)
 
 

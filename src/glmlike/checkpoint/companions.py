@@ -10,6 +10,7 @@ from typing import Any
 
 from glmlike.checkpoint.detection import Detection
 from glmlike.checkpoint.inside import require_inside
+from glmlike.checkpoint.packed import PackedCheckpoint
 from glmlike.checkpoint.shards import read_json
 from glmlike.checkpoint.tokenizers import PATTERNS
 from glmlike.hub_json import INTEGER_METHOD, Format, carried_fields
@@ -20,8 +21,9 @@ _COMPANIONS = ("generation_config.json", "*LICENSE*", "README*", "additional_cha
 def carried(source: Detection) -> dict[str, Any]:
     """The fields that travel; what says that matrices are integers does not, since they no longer are."""
     fields = carried_fields(source.config)
-    if (fields.get("quantization_config") or {}).get("quant_method") == INTEGER_METHOD:
-        del fields["quantization_config"]
+    method = (fields.get("quantization_config") or {}).get("quant_method")
+    if method == INTEGER_METHOD or isinstance(source.checkpoint, PackedCheckpoint):
+        fields.pop("quantization_config", None)
     return fields
 
 

@@ -155,7 +155,8 @@ def convert(
     """Write the checkpoint in ``src`` to the new folder ``dst`` in the format ``to``, every number kept bit for bit.
 
     Integers of a pre-quantized ``src`` become floats, since no target format has them: each is int x scale, an exact
-    product rounded once to the dtype of config.json. Of ChatGLM-6B v1.0, the rows of image tokens are left out. The
+    product rounded once to the dtype of config.json; so do those of GPTQ, AWQ and compressed-tensors, (int - zero) x
+    scale, in any format. Of ChatGLM-6B v1.0, the rows of image tokens are left out. The
     report's ``notes`` say so. ``dtype`` has every floating-point tensor rounded to it.
 
     config.json is written for the target; tokenizer, generation config, chat template, licence and card are copied;

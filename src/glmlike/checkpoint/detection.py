@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Set
+from collections.abc import Iterator, Mapping, Set
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,12 +14,13 @@ from glmlike.checkpoint.given import require_agreement
 from glmlike.checkpoint.headers import require_shapes
 from glmlike.checkpoint.layouts import Repeated
 from glmlike.checkpoint.native import native_shapes
+from glmlike.checkpoint.packed import NAMES, PackedCheckpoint, first_packed, read_config, unpacked
 from glmlike.checkpoint.quantized import SCALE, find_integers, with_integers
 from glmlike.checkpoint.ranked import RANKED, ranked_format
 from glmlike.checkpoint.ranks import RankedCheckpoint
 from glmlike.checkpoint.rules import Rule, require_exact
 from glmlike.checkpoint.shards import Checkpoint, open_checkpoint, read_json
-from glmlike.checkpoint.streams import Dequantized, Stream, dtype_name, first_difference
+from glmlike.checkpoint.streams import FLOATS, Dequantized, Stream, dtype_name, first_difference
 from glmlike.checkpoint.through_layouts import to_native_streams
 from glmlike.errors import CheckpointError, ConfigError
 from glmlike.hub_json import INTEGER_METHOD, Format, Generation, dropped_rows, integer_bits, read_spec
@@ -60,10 +61,12 @@ class Detection:
         """What of the folder does not travel as it stands: integers, a wish to quantize, rows of image tokens."""
         found = []
         if self.integers:
-            read = f"read as int x scale in {self._dtype_name}"
+            read = f"read as int x scale in {self.dtype_name}"
             found.append(f"{len(self.integers)} matrices of {self.bits}-bit integers, {read}")
         elif self.bits is not None:
             found.append(f"quantization_bit={self.bits}, but every matrix is of floats: read as they are")
+        if isinstance(self.checkpoint, PackedCheckpoint):
+            found += self.checkpoint.notes
         if rows := dropped_rows(self.config):
             found.append(f"v1.0: rows :{rows} of embedding and head (image tokens) are dropped, ids are v1.1's")
         return tuple(found)
@@ -74,12 +77,9 @@ class Detection:
         return provenance.earlier_record(self.folder)
 
     @property
-    def _dtype_name(self) -> str:
+    def dtype_name(self) -> str:
         """What integers are read as: the dtype of config.json, else float16, which every pre-quantized release has."""
-        name = str(self.config.get("dtype") or self.config.get("torch_dtype") or "float16").removeprefix("torch.")
-        if name not in ("float16", "bfloat16", "float32", "float64"):
-            raise ConfigError(f"{self.folder / 'config.json'}: torch_dtype={name!r}: expected one such as 'float16'.")
-        return name
+        return _dtype_of(self.config, self.folder / "config.json")
 
     def read(self, name: str) -> Tensor:
         """One foreign tensor, dequantized where it is of integers."""
@@ -88,7 +88,7 @@ class Detection:
             return tensor
         import torch
 
-        dtype = getattr(torch, self._dtype_name)
+        dtype = getattr(torch, self.dtype_name)
         return dequantize(tensor, self.checkpoint.read(name + SCALE), self.bits, dtype)
 
     def stream(self, name: str) -> Stream:
@@ -96,7 +96,7 @@ class Detection:
         stream = self.checkpoint.stream(name)
         if name not in self.integers or self.bits is None:
             return stream
-        return Dequantized(stream, self.checkpoint.stream(name + SCALE), self.bits, dtype_name(self._dtype_name))
+        return Dequantized(stream, self.checkpoint.stream(name + SCALE), self.bits, dtype_name(self.dtype_name))
 
 
 def detect(
@@ -114,12 +114,17 @@ def detect(
         CheckpointError: the weights are damaged, or are not what config.json describes.
     """
     found = look(folder, generation=generation, spec=spec)
+    require_whole(found)
+    return found
+
+
+def require_whole(found: Detection) -> None:
+    """Raise CheckpointError unless every tensor of the decoder, and no other, is there, in its shape."""
     expected = _expected(found)
     tensors = found.checkpoint.tensors
     _require_own_numbers(found.folder, found.config, expected.keys() ^ (tensors.keys() - set_aside(found)))
     require_exact(expected, tensors.keys() - set_aside(found), str(found.folder), found.said_by)
     require_shapes(expected, tensors, found.said_by)
-    return found
 
 
 def look(
@@ -179,9 +184,35 @@ def _detect_by_config(folder: Path, generation: Generation | None) -> Detection:
         spec = spec.replace(prefix_length=0, prefix_projection=False)
     bits = integer_bits(config, str(path))
     shapes = table_of(fmt, dropped_rows(config)).foreign_shapes(spec)
+    checkpoint = _floats_of(checkpoint, config, shapes, path)
     _require_own_numbers(folder, config, shapes.keys() - checkpoint.tensors.keys())
     integers = find_integers(checkpoint.tensors, shapes, bits, str(folder))
     return Detection(folder, fmt, spec, config, checkpoint, bits=bits, integers=integers)
+
+
+def _floats_of(
+    checkpoint: Checkpoint, config: dict[str, Any], shapes: Mapping[str, tuple[int, ...]], path: Path
+) -> Checkpoint:
+    """The checkpoint, with the floats in the place of matrices that GPTQ, AWQ or compressed-tensors packed."""
+    first = first_packed(checkpoint.tensors)
+    if first is not None and not config.get("quantization_config"):
+        raise ConfigError(
+            f"{path}: has no 'quantization_config', but the files hold {first!r}: integers of "
+            f"{', '.join(NAMES.values())} or the like. Add the one of the original repository (AutoGPTQ's is in "
+            'quantize_config.json, AutoAWQ\'s in quant_config.json; with "quant_method": "gptq" or "awq").'
+        )
+    floats = (dtype_name(checkpoint.tensors[name].dtype) in FLOATS for name in shapes if name in checkpoint.tensors)
+    if shapes.keys() <= checkpoint.tensors.keys() and all(floats):
+        return checkpoint
+    said = read_config(config, str(path))
+    return checkpoint if said is None else unpacked(checkpoint, said, shapes, _dtype_of(config, path))
+
+
+def _dtype_of(config: Mapping[str, Any], path: Path) -> str:
+    name = str(config.get("dtype") or config.get("torch_dtype") or "float16").removeprefix("torch.")
+    if name not in ("float16", "bfloat16", "float32", "float64"):
+        raise ConfigError(f"{path}: torch_dtype={name!r}: expected one such as 'float16'.")
+    return name
 
 
 def _whole_names(checkpoint: Checkpoint, table: FormatTable) -> Checkpoint:

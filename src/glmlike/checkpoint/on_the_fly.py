@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import itertools
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -19,17 +19,21 @@ import torch
 from transformers.conversion_mapping import register_checkpoint_conversion_mapping
 from transformers.core_model_loading import ConversionOps, WeightConverter, WeightRenaming
 
-from glmlike.checkpoint.detection import Detection, detect, to_native
+from glmlike.checkpoint.companions import carried
+from glmlike.checkpoint.detection import Detection, detect, look, require_whole, to_native
 from glmlike.checkpoint.formats import TABLES, table_of
 from glmlike.checkpoint.inside import require_inside
 from glmlike.checkpoint.layouts import Cropped, Layout
 from glmlike.checkpoint.lazy import LazyStep, LazyTensor
 from glmlike.checkpoint.native import native_shapes
+from glmlike.checkpoint.packed import PackedCheckpoint, is_plain, method_of
 from glmlike.checkpoint.ranked import ranked_format
 from glmlike.checkpoint.rules import Rule, scales_of
-from glmlike.checkpoint.shards import tensors_of
+from glmlike.checkpoint.shards import read_json, tensors_of
+from glmlike.checkpoint.streams import torch_dtype
 from glmlike.errors import CheckpointError, conversion_failures
-from glmlike.hub_json import Format, cannot_express, carried_fields, write_config
+from glmlike.hub_json import FUSED_FORMATS, Format, cannot_express, carried_fields, write_config
+from glmlike.hub_json import detect as detect_config
 from glmlike.spec import DecoderSpec
 
 
@@ -78,6 +82,31 @@ def open_folder(folder: Path, spec: Any) -> tuple[dict[str, Any], dict[str, Any]
     return fields, lazy_tensors(found)
 
 
+def open_packed(
+    folder: Path, spec: Any, generation: Any, keeps: Callable[[str], bool]
+) -> tuple[dict[str, Any], dict[str, Any]] | None:
+    """The same of a folder that GPTQ, AWQ or compressed-tensors quantized: its floats.
+
+    None for any other, and for one that transformers loads as it is: the library is there (``keeps(method)``), it can
+    compute with these files, and no matrix of them is several of ours.
+    """
+    if not (folder / "config.json").is_file():
+        return None
+    config = read_json(folder / "config.json")
+    method = method_of(config)
+    if method is None:
+        return None
+    plain = method != "compressed-tensors" or is_plain(config)
+    if keeps(method) and plain and detect_config(config, str(folder)) not in FUSED_FORMATS:
+        return None
+    found = look(folder, generation=generation, spec=spec)
+    if not isinstance(found.checkpoint, PackedCheckpoint):
+        return None
+    require_whole(found)
+    fields = {**write_config(found.spec, "glmlike"), **carried(found), "dtype": found.dtype_name}
+    return fields, lazy_tensors(found)
+
+
 def require_readable(path: Path) -> None:
     """Raise CheckpointError if a file that transformers is going to unpickle is not one of plain tensors."""
     tensors_of(require_inside(path, path.parent))
@@ -85,10 +114,13 @@ def require_readable(path: Path) -> None:
 
 def lazy_tensors(found: Detection) -> dict[str, LazyTensor]:
     """Every native tensor of a folder, none of them made."""
-    shapes, dtype = native_shapes(found.spec), getattr(torch, found.config["dtype"])
+    shapes, dtype = native_shapes(found.spec), getattr(torch, found.dtype_name)
+    packed = isinstance(found.checkpoint, PackedCheckpoint)
     tensors: dict[str, LazyTensor] = {}
     for rule in found.table.steps(found.spec):
         step = LazyStep(partial(to_native, found, rule))
+        if packed:  # its embedding and norms may be in another
+            dtype = torch_dtype(found.stream(rule.foreign[0]).dtype)
         tensors |= {name: LazyTensor(step, at, shapes[name], dtype) for at, name in enumerate(rule.native)}
     return tensors
 

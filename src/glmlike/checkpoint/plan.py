@@ -16,6 +16,7 @@ from glmlike.checkpoint.detection import Detection, missing_and_unknown, native_
 from glmlike.checkpoint.formats import FormatTable
 from glmlike.checkpoint.layouts import Cropped
 from glmlike.checkpoint.memory import Memory, share_out
+from glmlike.checkpoint.packed_streams import PackedFloats
 from glmlike.checkpoint.ranked import RANKED
 from glmlike.checkpoint.ranks import RankLayout
 from glmlike.checkpoint.rules import by_native
@@ -290,7 +291,7 @@ def leaves(stream: Stream) -> Iterator[Stream]:
 def needs_torch(steps: Sequence[Step]) -> bool:
     """Whether carrying steps out imports torch."""
     parts = (part for step in steps for part in leaves(step.stream))
-    kinds = (Cast, Dequantized, Loaded)
+    kinds = (Cast, Dequantized, Loaded, PackedFloats)
     return any(isinstance(part, kinds) and not getattr(part, "without_torch", False) for part in parts)
 
 

@@ -84,7 +84,8 @@ def convert(
 ) -> None:
     """Write SRC in another format to the new folder DST, every number kept bit for bit; DST appears whole or not.
 
-    Integers of a pre-quantized SRC become floats; the report's notes say so.
+    Integers of a pre-quantized SRC (ChatGLM's own, GPTQ, AWQ, compressed-tensors) become floats; the report's notes say
+    so.
     """
     from dataclasses import asdict
 

@@ -31,6 +31,7 @@ def _facts(folder: Path, generation: Any, spec: str | None) -> dict[str, Any]:
     from dataclasses import asdict
 
     from glmlike.checkpoint.gguf_fields import can_be_gguf
+    from glmlike.checkpoint.packed import PackedCheckpoint
     from glmlike.hub_json import FORMATS, cannot_express
 
     found = glmlike.detect(folder, generation=generation, spec=spec)
@@ -40,6 +41,7 @@ def _facts(folder: Path, generation: Any, spec: str | None) -> dict[str, Any]:
         "parameters": found.spec.num_parameters,
         "tensors": len(tensors),
         "dtypes": dict(Counter(info.dtype for info in tensors)),
+        **({"quantized": str(found.checkpoint.config)} if isinstance(found.checkpoint, PackedCheckpoint) else {}),
         "notes": list(found.notes),
         "files": [path.name for path in found.checkpoint.files],
         "converts_to": [

@@ -18,6 +18,7 @@ from glmlike.checkpoint.companions import carried, copy_companions, undefaulted_
 from glmlike.checkpoint.destination import fresh_folder, require_apart, require_free
 from glmlike.checkpoint.detection import Detection, detect, native_streams, require_equal_copies
 from glmlike.checkpoint.memory import resident
+from glmlike.checkpoint.packed import PackedCheckpoint
 from glmlike.checkpoint.plan import file_names
 from glmlike.checkpoint.shards import parse_size
 from glmlike.checkpoint.spooled import require_written, spooled_shards
@@ -177,7 +178,18 @@ def _refuse_for_gguf(**options: Any) -> None:
         )
 
 
+def _require_floats(found: Detection) -> None:
+    """Raise ConfigError if the matrices of the source are packed integers."""
+    if isinstance(found.checkpoint, PackedCheckpoint):
+        raise ConfigError(
+            f"{found.folder}: its matrices are quantized already ({found.checkpoint.config}), and a second time would "
+            f"add a second error. Quantize the floats it was made of; or, if they are not to be had, first run "
+            f"`glmlike convert {found.folder} DST --to glmlike`, which makes floats of the integers, and quantize DST."
+        )
+
+
 def _prepare(found: Detection, target: Path, method: Method, skip: Sequence[str], dtype: str | None) -> _Job:
+    _require_floats(found)
     streams = native_streams(found)
     kind = torch_dtype(_most_common(streams)) if dtype is None else cast(torch.dtype, getattr(torch, dtype))
     config = {**undefaulted_tokens("glmlike"), **carried(found), **write_config(found.spec, "glmlike")}
@@ -299,6 +311,7 @@ def _to_gguf(
     gguf.require_file(target)
     kind = cast(gguf.GgufDtype, method.name.removeprefix("gguf-"))
     found = detect(source, generation=generation, spec=spec)
+    _require_floats(found)
     streams = native_streams(found)
     size, kinds = gguf.planned_file(found, kind)
     plan = QuantizationPlan(
