@@ -156,7 +156,8 @@ def test_the_file_imports_nothing_of_glmlike_and_leaves_out_what_it_does_not_nee
         if isinstance(node, (ast.Import, ast.ImportFrom))
         for alias in node.names
     }
-    assert imported - set(sys.stdlib_module_names) == {"torch", "transformers", "huggingface_hub"}
+    needed = {"torch", "transformers", "huggingface_hub"}
+    assert imported - set(sys.stdlib_module_names) == {*needed, "liger_kernel"}  # tried, where there is one
     names = {node.name for node in ast.walk(tree) if isinstance(node, (ast.ClassDef, ast.FunctionDef))}
     assert {"GlmLikeForCausalLM", "GlmLikeForSequenceClassification", "infilling_positions"} <= names
     assert not names & {"ChatMixin", "stream_chat", "settle_prefix", "load_prefix", "GlmIntConfig", "translate"}
