@@ -36,6 +36,7 @@ def test_any_small_vocabulary(texts: list[str], seed: int, lines: bool) -> None:
     assert wrongly_cut(trained(seed, lines=lines), texts) == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", FOLDERS)
 @settings(max_examples=60, deadline=None)
 @given(texts=st.lists(TEXTS, max_size=6))

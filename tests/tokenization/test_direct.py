@@ -67,6 +67,7 @@ def agrees(tokenizer: Any, texts: Any, options: dict[str, Any]) -> None:
     assert outcome(tokenizer, texts, **options) == expected  # remembered by now
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", FOLDERS)
 @settings(max_examples=40, deadline=None)
 @given(texts=st.lists(MIXED, max_size=4) | MIXED, options=OPTIONS)

@@ -31,6 +31,7 @@ def test_any_small_vocabulary(texts: list[str], seed: int, lines: bool) -> None:
     assert encoder.encode_all(texts) == encoder.encode_all(texts) == ids_of(backend, texts)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", FOLDERS)
 def test_little_memory(name: str, shared: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Memory never holds more than its size and what one call brought, and what it forgets comes out the same."""
@@ -49,6 +50,7 @@ def test_little_memory(name: str, shared: Path, monkeypatch: pytest.MonkeyPatch)
     assert forgotten > 10
 
 
+@pytest.mark.slow
 def test_tiktoken(shared: Path) -> None:
     tiktoken = pytest.importorskip("tiktoken")
     from tiktoken.load import load_tiktoken_bpe
