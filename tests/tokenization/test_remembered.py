@@ -38,14 +38,14 @@ def test_little_memory(name: str, shared: Path, monkeypatch: pytest.MonkeyPatch)
     backend = bare(shared / "originals" / name)
     texts = mixed_corpus(20_000, 9, ["中国", "的", "人民"])
     expected = ids_of(backend, texts)
-    monkeypatch.setattr(remembered, "REMEMBERED", 2000)
+    monkeypatch.setattr(remembered, "REMEMBERED", 300)
     encoder = encoder_of(backend)
     forgotten = 0
     for _ in range(2):
         for text, ids in zip(texts, expected, strict=True):
             before = encoder._size
             assert encoder.encode_all([text]) == [ids], text[:60]
-            assert encoder._size == sum(map(len, encoder._known)) <= 2001 + 2 * len(text)
+            assert encoder._size == sum(map(len, encoder._known)) <= 301 + 2 * len(text)
             forgotten += encoder._size < before
     assert forgotten > 10
 
