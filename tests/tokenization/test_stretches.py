@@ -15,7 +15,7 @@ TOKENS = st.lists(
         st.sampled_from(CONTENTS),
         lstrip=st.booleans(),
         rstrip=st.booleans(),
-        normalized=st.just(False),
+        normalized=st.booleans(),
         special=st.booleans(),
     ),
     max_size=4,
