@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import functools
+import json
 import os
 import sys
 import tempfile
 from pathlib import Path
 from typing import Any
 
-from common import child, interleaved, median, report
+from common import RESULTS, child, interleaved, median, report
 from slow_tokenizers import ORIGINALS
 
 SHARED = Path(os.environ.get("GLMLIKE_SHARED", Path(__file__).parents[2] / "shared")) / "originals"
@@ -75,23 +76,22 @@ import glmlike.tokenization.tokenizer
 _LOAD = "GlmLikeTokenizer.from_pretrained(argument)"
 
 
-def main(repeats: int = 3, folders: tuple[str, ...] = tuple(ORIGINALS)) -> None:
-    """Measure and write results/tokenization.json and results/tokenization_load.json."""
-    rows = [
-        _row(folder, language, cores, repeats)
-        for folder in folders
-        for language in ("english", "code", "chinese")
-        for cores in (1, 2)
-    ]
+def main(repeats: int = 1, folders: tuple[str, ...] = tuple(ORIGINALS)) -> None:
+    """Measure and write results/tokenization.json; rows of other folders that are there stay."""
+    asked = [(folder, text, 1) for folder in folders for text in ("english", "code", "chinese")]
+    asked += [(folder, "code", 2) for folder in folders]
+    rows = [_row(*each, repeats) for each in sorted(asked)]
+    path = RESULTS / "tokenization.json"
+    before = json.loads(path.read_text(encoding="utf8"))["rows"] if path.is_file() else []
+    rows += [row for row in before if row["vocabulary"] not in folders]
     note = (
         "Calls with padding=True on texts of 3000 bytes, together 1 MB (0.25 MB of English: there is no more); ids and"
         " masks are what is returned. first: the first batch of a process, nothing remembered; next: as much text of"
         " the same kind after that, no text twice. original: the published Python tokenizers, restated in"
         " slow_tokenizers.py. English is Python's manual, code its library, Chinese is drawn from ChatGLM-6B's Chinese"
-        f" pieces as often as its model has them. Median of {repeats} new processes, interleaved."
+        f" pieces as often as its model has them. New processes, {repeats} of each."
     )
-    report("tokenization", rows, note)
-    report("tokenization_load", loading(), "Seconds of the call in new processes, imports not counted; median of 5.")
+    report("tokenization", sorted(rows, key=lambda row: (list(ORIGINALS).index(row["vocabulary"]), row["cores"])), note)
 
 
 def _row(folder: str, language: str, cores: int, repeats: int) -> dict[str, Any]:
@@ -121,8 +121,8 @@ def _row(folder: str, language: str, cores: int, repeats: int) -> dict[str, Any]
     }
 
 
-def loading(repeats: int = 5) -> list[dict[str, Any]]:
-    """Seconds of ``from_pretrained``, from published files and from what was saved."""
+def loading(repeats: int = 3) -> None:
+    """Measure seconds of ``from_pretrained``, from published files and from what was saved."""
     from glmlike import GlmLikeTokenizer
 
     rows = []
@@ -135,8 +135,12 @@ def loading(repeats: int = 5) -> list[dict[str, Any]]:
             }
             measured = interleaved(runs, repeats)
         rows.append({"vocabulary": folder, **{f"{k}, s": median(v, "seconds") for k, v in measured.items()}})
-    return rows
+    note = f"Seconds of the call in new processes, imports not counted; median of {repeats}."
+    report("tokenization_load", rows, note)
 
 
 if __name__ == "__main__":
-    main(folders=tuple(sys.argv[1:]) or tuple(ORIGINALS))
+    if sys.argv[1:] != ["load"]:
+        main(folders=tuple(sys.argv[1:]) or tuple(ORIGINALS))
+    if sys.argv[1:] in ([], ["load"]):
+        loading()

@@ -77,6 +77,7 @@ def test_ids_are_those_of_the_slow_rule_for_any_trained_vocabulary(
         assert tokenizer.decode(expected) == each
 
 
+@pytest.mark.slow
 def test_ids_are_those_of_tiktoken(ranks_file: Path) -> None:
     """Mixed text, repeated patterns (where a wrong order of joins would show), and vocabulary entries put together."""
     tiktoken = pytest.importorskip("tiktoken")

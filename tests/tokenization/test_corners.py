@@ -139,6 +139,9 @@ def test_glm_10b_chinese(shared: Path) -> None:
     texts = mixed_corpus(60_000, 13, ["你好", "世界", "的"])
     for text, ids in zip(texts, plain_ids(tokenizer, texts), strict=True):
         assert ids == library.encode(text), text[:80]
+    for text in ("<n></s>", "</s>", "a <unk>\u0301", "<n><s> e\u0301"):  # pieces that text does not spell
+        encoded = tokenizer(text, add_special_tokens=False, split_special_tokens=True, return_offsets_mapping=True)
+        assert encoded["input_ids"] == library.encode(text)
     encoded = tokenizer("a e\u0301 b", add_special_tokens=False, return_offsets_mapping=True)
     assert encoded["offset_mapping"][-1][1] == len("a e\u0301 b")
 

@@ -10,7 +10,9 @@ from __future__ import annotations
 import base64
 import binascii
 import json
+import re
 from collections.abc import Iterable, Mapping
+from itertools import accumulate, pairwise
 from pathlib import Path
 
 from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers
@@ -49,14 +51,18 @@ def read_ranks(path: Path) -> dict[str, int]:
     if len(fields) % 2 or not fields:
         raise TokenizerError(f"{path}: {_TIKTOKEN}; found {len(fields)} words. The file is cut off: download it again.")
     try:
-        tokens = [base64.b64decode(field, validate=True) for field in fields[::2]]
+        if _NO_BASE64.search(b" ".join(fields[::2])):
+            raise ValueError("characters that are not base64's")
+        tokens = list(map(binascii.a2b_base64, fields[::2]))
         ranks = [int(field) for field in fields[1::2]]
     except (binascii.Error, ValueError) as error:
         raise TokenizerError(f"{path}: {_TIKTOKEN}; {error}. The file is damaged: download it again.") from None
-    if sorted(ranks) != list(range(len(ranks))):
+    if (order := sorted(ranks)) != list(range(len(ranks))):
         raise TokenizerError(f"{path}: {len(ranks)} ranks that are not 0 to {len(ranks) - 1}. Download it again.")
-    named = zip((token.decode("latin-1").translate(_PRINTABLE) for token in tokens), ranks, strict=True)
-    vocabulary = dict(sorted(named, key=lambda item: item[1]))
+    joined = b"".join(tokens).decode("latin-1").translate(_PRINTABLE)
+    places = accumulate(map(len, tokens), initial=0)
+    named = zip([joined[start:end] for start, end in pairwise(places)], ranks, strict=True)
+    vocabulary = dict(named if order == ranks else sorted(named, key=lambda item: item[1]))
     missing = [byte for byte, character in _PRINTABLE.items() if character not in vocabulary]
     if missing or len(vocabulary) != len(tokens):
         found = f"no token for byte {missing[0]:#04x}" if missing else "the same token with two ranks"
@@ -64,6 +70,7 @@ def read_ranks(path: Path) -> dict[str, int]:
     return vocabulary
 
 
+_NO_BASE64 = re.compile(rb"[^A-Za-z0-9+/= ]|=[^= ]")
 _TIKTOKEN = "expected a tiktoken vocabulary, a base64 token and its rank on each line"
 
 

@@ -98,8 +98,8 @@ class BpeCorners:
         found = self._backend.encode(normal)
         places = ([spans[start][0], spans[max(end, start + 1) - 1][1]] for start, end in found.offsets)
         return [
-            Cut(number, piece, start, end)
-            for number, piece, (start, end) in zip(found.ids, found.tokens, places, strict=True)
+            Cut(number, self.model.pieces[number], start, end)
+            for number, (start, end) in zip(found.ids, places, strict=True)
         ]
 
     def _normalize(self, text: str) -> str:
@@ -116,7 +116,10 @@ class BpeCorners:
 
     @cached_property
     def _backend(self) -> Tokenizer:
-        return sentencepiece_bpe.build(replace(self.model, precompiled_charsmap=b""))
+        """Pieces that are not text's have names with a blank, which no text has here: Rust takes words for them."""
+        named = zip(self.model.pieces, self.model.types, strict=True)
+        pieces = tuple(piece if kind in ("normal", "user") else " " + piece for piece, kind in named)
+        return sentencepiece_bpe.build(replace(self.model, pieces=pieces, precompiled_charsmap=b""))
 
     def __getstate__(self) -> dict[str, object]:
         return {"model": self.model}

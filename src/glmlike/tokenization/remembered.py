@@ -115,12 +115,14 @@ def encoder_of_pieces(backend: Tokenizer, model: SentencePieceModel, normalize: 
     unknown = None if model.byte_fallback else model.unk_id
     cutter = PieceCutter(piece.replace("▁", " ") for piece in model.pieces)
     first = _first_time(backend)
+    known = set(model.pieces)
     others = {model.pieces[number] for number, kind in enumerate(model.types) if kind not in ("normal", "user")}
 
     def encode_parts(parts: list[str]) -> list[tuple[int, ...]]:
         spelled = [part.replace(" ", "▁") for part in parts]
         ids = first([part + _NOTHING if part in others else part for part in spelled])
-        return [each[:-1] if part in others else each for part, each in zip(spelled, ids, strict=True)]
+        apart = [part in others and part[-1] in known for part in spelled]  # else the last id is of both
+        return [each[:-1] if cut else each for cut, each in zip(apart, ids, strict=True)]
 
     return Remembered(cutter, encode_parts, normalize, unknown)
 

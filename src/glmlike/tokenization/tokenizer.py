@@ -157,7 +157,7 @@ class GlmLikeTokenizer(SafeChatMixin, PromptHelpersMixin, PreTrainedTokenizerFas
         for ids in data["input_ids"]:
             self._eventual_warn_about_too_long_sequence(ids, asked.max_length, asked.verbose)
         if isinstance(text, str) and asked.return_tensors is None:
-            data = {name: values[0] for name, values in data.items()}
+            data = {name: each[0] if isinstance(each[0], list) else each for name, each in data.items()}
         return BatchEncoding(data, encodings, tensor_type=asked.return_tensors, n_sequences=1)
 
     def _encoder(self) -> Encoder | None:
