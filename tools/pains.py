@@ -308,8 +308,8 @@ PAINS: tuple[Pain, ...] = (
         why="The repository's code makes tensors where such loaders expect none; fused files would be cut wrongly.",
         do="`glmlike convert SRC DST --to glmlike`, then load DST (tested: FSDP2, tensor parallelism, transformers' "
         "ZeRO-3 code without DeepSpeed)",
-        do_zh="先 `glmlike convert SRC DST --to glmlike`，再加载 DST（已测 FSDP2、张量并行，以及 transformers 的 ZeRO-3 "
-        "代码，未装 DeepSpeed）",
+        do_zh="先 `glmlike convert SRC DST --to glmlike`，再加载 DST（已测 FSDP2、张量并行，以及 transformers 的 "
+        "ZeRO-3 代码，未装 DeepSpeed）",
         tests=(
             "tests/test_loading.py::test_sharded_loading_of_fused_matrices_is_refused_with_the_command",
             "tests/test_ecosystem.py::test_two_processes_compute_what_one_does",

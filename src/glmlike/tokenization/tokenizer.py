@@ -49,7 +49,7 @@ class GlmLikeTokenizer(SafeChatMixin, PromptHelpersMixin, PreTrainedTokenizerFas
     cut exactly (:mod:`glmlike.tokenization.corners` says which), with offsets, truncation and padding as for others.
 
     Ids of the parts of texts are remembered, up to some 100 MB of them a tokenizer: a text of words that were met
-    before is encoded ten times as fast as by the originals' Python code, and has the same ids.
+    before is encoded several times as fast by most vocabularies (benchmarks/README.md), and has the same ids.
 
     ``save_pretrained`` writes tokenizer.json and tokenizer_config.json, and for those three the SentencePiece model,
     which the exact cut needs. transformers without glmlike reads them as its own fast tokenizer, with the same ids,
