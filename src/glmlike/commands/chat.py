@@ -51,6 +51,10 @@ def chat(
         Optional[str],  # noqa: UP045
         typer.Option(help="cpu, cuda, mps …", show_default="cpu"),
     ] = None,
+    rope: Annotated[
+        Optional[str],  # noqa: UP045
+        typer.Option(help="stretch positions for longer texts: KIND:FACTOR, such as yarn:4", show_default="as trained"),
+    ] = None,
 ) -> None:
     """Chat with a model on the terminal; replies appear as they are written. /help lists what else a line can say.
 
@@ -60,7 +64,7 @@ def chat(
     from glmlike.terminal_chat import Chat, read_tools
 
     described = None if tools is None else read_tools(tools)
-    loaded, tokenizer = load(model, dtype=dtype, device=device)
+    loaded, tokenizer = load(model, dtype=dtype, device=device, rope=rope)
     if seed is not None:
         from transformers import set_seed
 

@@ -7,11 +7,13 @@ from typing import Any
 from glmlike.errors import ConfigError, GlmLikeError
 
 
-def load(model: str, *, dtype: str = "auto", device: str | None = None) -> tuple[Any, Any]:
+def load(model: str, *, dtype: str = "auto", device: str | None = None, rope: str | None = None) -> tuple[Any, Any]:
     """A causal language model, ready to run, and its tokenizer, from a folder or a Hub id.
 
+    ``rope``, as "yarn:4", stretches its positions: kind and factor of :func:`glmlike.long_context.scale`.
+
     Raises:
-        ConfigError: neither, or no such model or dtype or device.
+        ConfigError: neither, or no such model or dtype or device or scaling.
     """
     from transformers import AutoModelForCausalLM, AutoTokenizer
     from transformers.utils import logging
@@ -21,7 +23,9 @@ def load(model: str, *, dtype: str = "auto", device: str | None = None) -> tuple
     logging.disable_progress_bar()
     try:
         tokenizer = AutoTokenizer.from_pretrained(model)
-        loaded = AutoModelForCausalLM.from_pretrained(model, dtype=dtype).eval()
+        loaded = (
+            _stretched(model, rope, dtype) if rope else AutoModelForCausalLM.from_pretrained(model, dtype=dtype)
+        ).eval()
     except GlmLikeError:
         raise
     except (OSError, ValueError, ImportError) as error:
@@ -32,3 +36,16 @@ def load(model: str, *, dtype: str = "auto", device: str | None = None) -> tuple
     except (RuntimeError, AssertionError) as error:
         reason = str(error).strip().partition("\n")[0]
         raise ConfigError(f"--device {device}: cannot be used ({reason})") from None
+
+
+def _stretched(model: str, rope: str, dtype: str) -> Any:
+    from glmlike import GlmLikeConfig, GlmLikeForCausalLM
+    from glmlike.long_context import scale
+
+    kind, _, factor = rope.partition(":")
+    try:
+        times = float(factor)
+    except ValueError:
+        raise ConfigError(f"--rope {rope}: expected KIND:FACTOR, such as yarn:4.") from None
+    config = scale(GlmLikeConfig.from_pretrained(model), kind, times)  # type: ignore[arg-type]
+    return GlmLikeForCausalLM.from_pretrained(model, config=config, dtype=dtype)
