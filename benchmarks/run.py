@@ -7,11 +7,12 @@ import convert
 import import_time
 import load
 import loss
+import pruning
 import quantization
 import speed
 import tokenization
 
 if __name__ == "__main__":
-    for benchmark in (import_time, load, speed, collator, loss, convert, tokenization, quantization):
+    for benchmark in (import_time, load, speed, collator, loss, convert, tokenization, quantization, pruning):
         print(f"== {benchmark.__name__}")
         benchmark.main()

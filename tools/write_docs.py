@@ -6,6 +6,7 @@ pictures are drawn by docs_figures.py.
 
 from __future__ import annotations
 
+import json
 import re
 import sys
 from collections.abc import Iterable
@@ -26,12 +27,14 @@ from glmlike.tokenization.generations import GENERATIONS
 from glmlike.tokenization.templates import chat_template
 
 ROOT = Path(__file__).parents[1]
-sys.path[:0] = [str(ROOT / "tools"), str(ROOT / "model_cards")]
+sys.path[:0] = [str(ROOT / "tools"), str(ROOT / "model_cards"), str(ROOT / "benchmarks")]
 
 from families import FAMILIES  # noqa: E402
 from families.family import Family  # noqa: E402
 from families.render import OWN_CLASSES  # noqa: E402
 from pains import sections, table  # noqa: E402
+
+from common import table as measured_table  # noqa: E402
 
 _KINDS = {
     "ranks": "tiktoken",
@@ -194,6 +197,12 @@ def exit_table() -> str:
     return "\n".join([*rows, *(f"| {code} | {meaning} |" for code, meaning in EXIT_CODES.items())])
 
 
+def measured(name: str) -> str:
+    """The table that a benchmark wrote, and its note."""
+    found = json.loads((ROOT / "benchmarks" / "results" / f"{name}.json").read_text(encoding="utf8"))
+    return f"{measured_table(found['rows'])}\n\n{found['note']}"
+
+
 def tables() -> dict[str, str]:
     """Every generated part by the name of its marks."""
     return {
@@ -206,6 +215,8 @@ def tables() -> dict[str, str]:
         "checkpoints": support_table(),
         "commands": command_table(),
         "exit codes": exit_table(),
+        "pruning": measured("pruning"),
+        "quantization": measured("quantization"),
     }
 
 
