@@ -17,7 +17,7 @@ OLDEST_TESTS := $(addprefix tests/,test_spec.py test_configuration.py test_regis
     $(addprefix checkpoint/,test_convert.py test_adapters.py test_sources.py))
 BIN := $(VENV)/bin
 # A process a core, four at the most: each holds torch.
-PARALLEL := -n auto --maxprocesses 4
+PARALLEL := -n auto --maxprocesses 4 --dist worksteal
 
 .PHONY: demo test test-fast test-exhaustive test-oldest conformance llama-cpp liger docs lint types format benchmarks dist install clean
 

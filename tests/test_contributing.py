@@ -88,7 +88,7 @@ def test_the_format_of_contributing_passes_every_contract(copy: Path) -> None:
     assert int(counted[1]) > 40, said
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_the_contracts_notice_a_wrong_table(copy: Path, tmp_path: Path) -> None:
     shutil.copytree(copy, tmp_path, dirs_exist_ok=True)
     table = tmp_path / "src/glmlike/checkpoint/formats/toy.py"

@@ -39,6 +39,7 @@ EFFECTS = {
     "blanks": ([], "perplexity", 20.0, -1),
 }
 NEEDS = {"lora": ("trl", "peft"), "lora, four bits": ("trl", "peft", "bitsandbytes"), "pretrain": (), "blanks": ()}
+MINUTES = {"sft, packed", "lora, four bits", "grpo", "distill", "blanks"}
 COVERED |= {f"examples/{name}.py" for name in EFFECTS if "," not in name}
 
 
@@ -111,7 +112,7 @@ def test_heads_of_a_new_tiny_model_look_at_neighbours() -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    "case", [pytest.param(case, marks=[pytest.mark.exhaustive] if "," in case else []) for case in EFFECTS]
+    "case", [pytest.param(case, marks=[pytest.mark.exhaustive] if case in MINUTES else []) for case in EFFECTS]
 )
 def test_training_has_its_effect_on_held_out_data(case: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """As the script is, on the embedded model and its own data, with a result that loads."""

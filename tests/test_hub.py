@@ -18,8 +18,15 @@ TESTS = Path(__file__).parent
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("mode", ["lfs", "xet"])
-@pytest.mark.parametrize("cases", ["hub_session.py", "push_session.py"])
+@pytest.mark.parametrize(
+    ("cases", "mode"),
+    [
+        ("hub_session.py", "lfs"),
+        pytest.param("hub_session.py", "xet", marks=pytest.mark.exhaustive),
+        ("push_session.py", "lfs"),
+        ("push_session.py", "xet"),
+    ],
+)
 def test_in_a_process_of_its_own(mode: str, cases: str) -> None:
     if mode == "xet" and importlib.util.find_spec("hf_xet") is None:
         pytest.skip("hf_xet is not installed here")

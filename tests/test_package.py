@@ -95,4 +95,13 @@ def test_what_is_required_is_what_is_imported() -> None:
     assert metadata("glmlike")["License-Expression"] == "Apache-2.0"
     assert metadata("glmlike")["Requires-Python"] == ">=3.10"
     needed = {re.match(r"[\w-]+", line)[0] for line in requires("glmlike") or () if "extra ==" not in line}  # type: ignore[index]
-    assert needed == {"torch", "transformers", "safetensors", "huggingface-hub", "tokenizers", "typer", "rich"}
+    assert needed == {
+        "torch",
+        "transformers",
+        "safetensors",
+        "huggingface-hub",
+        "tokenizers",
+        "typer",
+        "rich",
+        "xxhash",
+    }

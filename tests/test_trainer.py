@@ -213,8 +213,8 @@ def test_bfloat16_mixed_and_whole(name: str, build: Callable[..., Any], tmp_path
     assert np.isfinite(whole.evaluate()["eval_loss"])
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("name", [pytest.param("chatglm2", marks=pytest.mark.exhaustive), "infilling-recipe"])
+@pytest.mark.exhaustive
+@pytest.mark.parametrize("name", ["chatglm2", "infilling-recipe"])
 def test_compiled_training_is_plain_training(name: str, build: Callable[..., Any], tmp_path: Path) -> None:
     torch.compiler.reset()
     options = {"torch_compile": True, "torch_compile_backend": "aot_eager"}

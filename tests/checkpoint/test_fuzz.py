@@ -188,6 +188,12 @@ def test_some_damaged_files(kind: Callable[[Path], None], tmp_path: Path) -> Non
 
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
+def test_hundreds_of_damaged_files(kind: Callable[[Path], None], tmp_path: Path) -> None:
+    fuzz(kind, tmp_path / "folder", 1, 400)
+
+
+@pytest.mark.exhaustive
+@pytest.mark.parametrize("kind", KINDS)
 def test_many_damaged_files(kind: Callable[[Path], None], tmp_path: Path) -> None:
     """Over ten thousand in all."""
-    fuzz(kind, tmp_path / "folder", 1, 1500)
+    fuzz(kind, tmp_path / "folder", 2, 1500)

@@ -146,7 +146,9 @@ def test_published_vocabularies_give_the_original_ids(name: str, shared: Path, t
             assert llama.tokenize(text, add_bos=False, special=False) == ids, text
 
 
-@pytest.mark.parametrize("name", ["chatglm2-6b", "chatglm3-6b", "glm-4-9b-chat"])
+@pytest.mark.parametrize(
+    "name", ["chatglm2-6b", "chatglm3-6b", pytest.param("glm-4-9b-chat", marks=pytest.mark.exhaustive)]
+)
 def test_hostile_texts_and_chats_have_our_ids(name: str, shared: Path, tmp_path: Path) -> None:
     """Our tokenizer, saved as its own folder: with and without special tokens in texts, and rendered chats."""
     source = save_vocabulary(tmp_path / "source", name, shared)

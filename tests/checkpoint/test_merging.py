@@ -213,7 +213,7 @@ def kill_and_resume(tmp_path: Path, kills: int, layers: int) -> None:
 
 @pytest.mark.slow
 def test_killed_and_resumed(tmp_path: Path) -> None:
-    kill_and_resume(tmp_path, kills=3, layers=8)
+    kill_and_resume(tmp_path, kills=2, layers=8)
 
 
 @pytest.mark.exhaustive
