@@ -71,7 +71,10 @@ MAY: dict[str, set[str]] = {
     },
     "cards/finetune": {
         *("huggingface_hub", "glmlike.cards.curve", "glmlike.cards.folder", "glmlike.cards.parts"),
-        *("glmlike.cards.training", "glmlike.cards.eval_results"),
+        *("glmlike.cards.training", "glmlike.cards.eval_results", "glmlike.cards.variants"),
+    },
+    "cards/variants": {
+        *("glmlike.errors", "glmlike.checkpoint.shards", "glmlike.cards.parts", "glmlike.cards.training"),
     },
     "cards/eval_results": {"huggingface_hub", "glmlike.errors", "glmlike.cards.training"},
     "cards/readme": {

@@ -24,6 +24,7 @@ from glmlike.cli import main
 from glmlike.data import TINY
 from glmlike.errors import ConfigError
 from glmlike.push_checks import files_to_push
+from glmlike.quantizing import quantize
 
 ABOUT = About(
     license="apache-2.0",
@@ -169,6 +170,31 @@ def test_results_of_lm_eval(folder: Path) -> None:
     (folder / name).write_text("mine")
     with pytest.raises(ConfigError, match="not of an earlier card"):
         write_card(folder, ABOUT, force=True)
+
+
+def test_quantized_variants(folder: Path, tmp_path: Path) -> None:
+    def evaluated(place: Path, value: float) -> None:
+        row = {"word_perplexity,none": value, "acc,none": 0.5}
+        report = {"results": {"wikitext": row}, "configs": {"wikitext": {"dataset_path": "wikitext"}}}
+        (place / "results_2026-01-01T00-00-00.json").write_text(json.dumps(report))
+
+    small, file = tmp_path / "small", tmp_path / "small.gguf"
+    quantize(folder, small, method="glm-int8")
+    file.write_bytes(b"GGUF" * 100)
+    evaluated(folder, 20.0)
+    evaluated(small, 21.0)
+    with pytest.raises(SystemExit) as ended:
+        main(["card", str(folder), "--force", "--variant", str(small), "--variant", str(file)])
+    assert ended.value.code == 0
+    body = (folder / "README.md").read_text()
+    size = sum(path.stat().st_size for path in small.glob("*.safetensors"))
+    own = sum(path.stat().st_size for path in folder.glob("*.safetensors"))
+    assert "## Quantized variants" in body
+    assert "| variant | method | MB | size | wikitext word_perplexity |" in body
+    assert f"| small | glm-int8 | {size / 1e6:.1f} | {size / own:.2f} | 21.0000 (+5.0%) |" in body
+    assert "| small.gguf | GGUF | 0.0 | 0.00 | — |" in body
+    with pytest.raises(ConfigError, match="no weights there"):
+        card_for(folder, About(variants=[tmp_path / "nowhere"]))
 
 
 def test_where_it_comes_from(folder: Path) -> None:

@@ -12,6 +12,7 @@ from glmlike.cards.eval_results import eval_result_files
 from glmlike.cards.folder import Contents, bare, is_hub_id, read_folder
 from glmlike.cards.parts import architecture, table
 from glmlike.cards.training import Score, Training
+from glmlike.cards.variants import variants_table
 
 PICTURE = "training_loss.svg"
 _FILES_SHOWN = 12
@@ -36,7 +37,8 @@ class Card:
 class About:
     """What no file says. ``data``, ``recipe``, ``hardware`` and ``use`` are Markdown, put in as they are.
 
-    ``datasets`` are ids of the Hub; ``evaluated_on`` names the set of the training run's evaluation.
+    ``datasets`` are ids of the Hub; ``evaluated_on`` names the set of the training run's evaluation;
+    ``variants`` are folders or .gguf files of the same model quantized.
     """
 
     name: str | None = None
@@ -51,6 +53,7 @@ class About:
     hardware: str | None = None
     use: str | None = None
     evaluated_on: str | None = None
+    variants: Sequence[str | Path] = ()
 
 
 def card_for(folder: str | Path, about: About | None = None, *, plot: bool = True) -> Card:
@@ -75,6 +78,7 @@ def card_for(folder: str | Path, about: About | None = None, *, plot: bool = Tru
         "Data": about.data or "",
         "Training": _training(contents.training, about, PICTURE if pictures else None),
         "Evaluation": _evaluation(contents.scores, about),
+        "Quantized variants": variants_table(contents.folder, contents.scores, about.variants),
         "Provenance": _provenance(contents, about),
         "Licence": _licence(about, contents),
     }

@@ -61,6 +61,10 @@ def card(
         Optional[str],  # noqa: UP045
         typer.Option(help="the set of the Trainer's evaluation"),
     ] = None,
+    variant: Annotated[
+        Optional[list[str]],  # noqa: UP045
+        typer.Option(help="a quantized variant: a folder, or a .gguf file; may be repeated"),
+    ] = None,
     force: Annotated[bool, typer.Option("--force", help="README.md is there: add to it, your text kept")] = False,
     as_json: AsJson = False,
 ) -> None:
@@ -80,6 +84,7 @@ def card(
         hardware=hardware,
         use=use,
         evaluated_on=evaluated_on,
+        variants=variant or (),
     )
     written = write_card(folder, about, force=force)
     problems = check_card(written[0].read_text(encoding="utf8"))
