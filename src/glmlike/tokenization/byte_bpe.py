@@ -9,9 +9,11 @@ from __future__ import annotations
 
 import base64
 import binascii
+import gc
 import json
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from itertools import accumulate, pairwise
 from pathlib import Path
 
@@ -142,8 +144,21 @@ def _lines(path: Path) -> list[str]:
 
 def build_from_ranks(vocabulary: Mapping[str, int]) -> Tokenizer:
     """The pipeline of a tiktoken vocabulary (GLM-4, LLaMA 3), without special tokens."""
-    model = models.BPE(vocab=dict(vocabulary), merges=merges_of(vocabulary), ignore_merges=True)
+    with _uncollected():
+        model = models.BPE(vocab=dict(vocabulary), merges=merges_of(vocabulary), ignore_merges=True)
     return _byte_level(model, LETTERS_AND_THREE_DIGITS)
+
+
+@contextmanager
+def _uncollected() -> Iterator[None]:
+    """Hundreds of thousands of pairs are made, none of them garbage: looking for it takes a sixth of the time."""
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
 
 
 def build_from_merges(vocabulary: Mapping[str, int], merges: Iterable[Merge], pattern: str | None = None) -> Tokenizer:
