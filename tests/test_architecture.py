@@ -126,7 +126,9 @@ MAY: dict[str, set[str]] = {
     "tokenization/unigram_exact": {
         *("numpy", "glmlike.tokenization.charsmap", "glmlike.tokenization.sentencepiece_model"),
         *("glmlike.tokenization.alignment", "glmlike.tokenization.cutting", "glmlike.tokenization.remembered"),
+        "glmlike.tokenization.unigram_paths",
     },
+    "tokenization/unigram_paths": {"numpy", "glmlike.tokenization.cutting"},
     "tokenization/unigram": {
         *("tokenizers", "glmlike.errors", "glmlike.tokenization.charsmap"),
         *("glmlike.tokenization.sentencepiece_model", "glmlike.tokenization.unigram_exact"),

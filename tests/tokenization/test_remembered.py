@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 from itertools import pairwise
 from pathlib import Path
@@ -167,3 +168,22 @@ def test_only_what_is_new_is_encoded() -> None:
     assert encoder.encode_all(["Abba", ""]) == [[97, 98, 97], []]
     assert encoder.encode_all(["ABC"]) == [[97, 98, 99]]
     assert sorted(asked) == ["a", "b", "c"]
+
+
+@pytest.mark.parametrize("many", [0, 1000])
+def test_words_on_few_cores_and_on_many(many: int, shared: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Words go to the model itself or through the pipeline, marks in front of them or none: the ids are the same."""
+    monkeypatch.setattr(remembered, "MANY_CORES", many)
+    heads = ["", " ", "(", "，", "'", "`", "\\", "]", "^", "…", "\u3000", "\t"]
+    texts = [head + word for head in heads for word in ("word", "Ideograph", "中国", "人民共和国", "s", "ll")]
+    for name in ("glm-4-9b-chat", "glm-10b", "llama-3"):
+        backend = bare(shared / "originals" / name)
+        assert encoder_of(backend).encode_all(texts) == ids_of(backend, texts)
+
+
+@pytest.mark.parametrize(("asked", "one"), [("false", True), ("0", True), ("true", False), (None, False)])
+def test_cores(asked: str | None, one: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("TOKENIZERS_PARALLELISM", raising=False)
+    if asked is not None:
+        monkeypatch.setenv("TOKENIZERS_PARALLELISM", asked)
+    assert remembered.cores() == (1 if one else len(os.sched_getaffinity(0)))

@@ -156,7 +156,7 @@ def test_the_pipeline_differs_only_where_its_docstring_says(v11: Pair) -> None:
         spelled = v11.tokenizer.normalizer.normalize_str(text)
         table = v11.exact.pieces.normalize(unigram.spell(text))
         runs = v11.exact.pieces.runs(table)
-        assert spelled != table[1:] or min(v11.exact.pieces.run(run).gap for run in runs) < 2**-6, text[:80]
+        assert spelled != table[1:] or min(v11.exact.pieces.gap(run) for run in runs) < 2**-6, text[:80]
 
 
 @settings(max_examples=300, deadline=None)

@@ -84,6 +84,12 @@ def as_bytes(token: str) -> bytes:
         return token.encode("utf8")
 
 
+def spelled(texts: list[str]) -> list[str]:
+    """Texts without line ends in GPT-2's alphabet, as `tokenizers`' ByteLevel spells them."""
+    joined = "\n".join(texts).encode("utf8").decode("latin-1").translate(_PRINTABLE)
+    return joined.split(_PRINTABLE[10]) if texts else []
+
+
 def write_ranks(vocabulary: Mapping[str, int]) -> bytes:
     """The tiktoken file of tokens in GPT-2's alphabet; the inverse of :func:`read_ranks`."""
     byte = {character: value for value, character in _PRINTABLE.items()}

@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable
 from itertools import chain
 from typing import NamedTuple
 
@@ -28,32 +28,27 @@ from glmlike.tokenization.charsmap import Charsmap
 from glmlike.tokenization.cutting import PieceCutter
 from glmlike.tokenization.remembered import one_in_a_row
 from glmlike.tokenization.sentencepiece_model import SentencePieceModel
+from glmlike.tokenization.unigram_paths import ENDLESS, Edge, Viterbi, near
 
 UNKNOWN_PENALTY = 10.0  # kUnkPenalty of unigram_model.cc
 USER_BONUS = 0.1  # of a user-defined symbol for each byte but one
 REMEMBERED = 1 << 22  # characters of all remembered runs; then memory starts afresh
 FAR = 100000.0  # kScoreResetThreshold
 CLOSE = 2.0**-5  # gaps that rounding can never close while scores are above -FAR
-_NOTHING: tuple[float, int] | tuple[()] = ()  # what no piece begins with
-
-
-class Path(NamedTuple):
-    """The best cut of a run: its ids, its pieces, the score, and the gap a character.
-
-    ``pieces`` are indices of pieces; ``ids`` differs from it by the offset and by the bytes of unknown characters.
-    """
-
-    ids: tuple[int, ...]
-    pieces: tuple[int, ...]
-    score: float
-    gap: float
 
 
 class Memory(NamedTuple):
-    """Paths of runs that were met, and the gaps of those whose gap rounding may close."""
+    """What is known of runs that were met: their ids and the sums of their scores, signs set aside.
 
-    paths: dict[str, Path]
+    Of some, what pieces they are, if others than the ids. Of those whose gap rounding may close, the gap. Of those that
+    were cut again, the pieces that matter.
+    """
+
+    ids: dict[str, tuple[int, ...]]
+    sums: dict[str, float]
+    pieces: dict[str, tuple[int, ...]]
     close: dict[str, float]
+    edges: dict[str, list[Edge]]
 
 
 class UnigramExact:
@@ -67,18 +62,19 @@ class UnigramExact:
         self.charsmap = Charsmap(model.precompiled_charsmap)
         self.users = re.compile("(" + "|".join(re.escape(model.pieces[index]) for index in users) + ")")
         spelled = [piece.replace("▁", " ") for piece in model.pieces]
-        self._unknown = float(np.float32(min(model.scores[index] for index in normal) - UNKNOWN_PENALTY))
-        whole = [spelled[index] for index in (*normal, *users)]
-        prefixes = {piece[:end] for piece in whole for end in range(1, len(piece))}
-        self._edges: dict[str, tuple[float, int] | None] = dict.fromkeys(prefixes)  # None: no piece itself
-        self._edges.update((spelled[index], (model.scores[index], index)) for index in normal)
-        self._edges.update((spelled[index], (_user_score(spelled[index]), index)) for index in users)
-        self._float32 = np.full(len(model.pieces), self._unknown, np.float32)
-        for found in self._edges.values():
-            if found is not None:
-                self._float32[found[1]] = found[0]
+        scores = [min(model.scores[index] for index in normal) - UNKNOWN_PENALTY] * len(spelled)
+        for index in normal:
+            scores[index] = model.scores[index]
+        for index in users:
+            scores[index] = USER_BONUS * (len(spelled[index].encode("utf8")) - 1)
+        self._users = frozenset(users)
+        self._greatest = 1 - scores[model.unk_id]  # sum a character, without signs, of any best path
+        self._lengths = list(map(len, spelled))
+        self._lengths[model.unk_id] = 1
+        self._float32 = np.array(scores, np.float32)
+        self._viterbi = Viterbi({spelled[index]: index for index in (*normal, *users)}, self._float32, model.unk_id)
         self._cut = PieceCutter(spelled)
-        self._memory, self._size = Memory({}, {}), 0
+        self._memory, self._size = _nothing(), 0
 
     def normalize(self, text: str) -> str:
         """``text`` (tabs, newlines and runs of blanks already spelled) as sentencepiece's normaliser leaves it.
@@ -94,128 +90,120 @@ class UnigramExact:
     def encode_normal(self, texts: list[str]) -> list[list[int]]:
         """The ids of texts as ``normalize`` leaves them."""
         if self._size > REMEMBERED:
-            self._memory, self._size = Memory({}, {}), 0
+            self._memory, self._size = _nothing(), 0
         memory, runs = self._memory, self._cut(texts)  # nothing is ever taken out of this memory
-        missing = set(chain.from_iterable(runs)).difference(memory.paths)
-        for run in missing:
-            memory.paths[run] = path = self._best(run)
-            if path.gap <= CLOSE:
-                memory.close[run] = path.gap
-            self._size += len(run)
-        ids = [self._ids(each, memory) for each in runs]
+        missing = set(chain.from_iterable(runs)).difference(memory.ids)
+        if missing:
+            self._remember(missing, memory)
+        ids = [list(chain.from_iterable(map(memory.ids.__getitem__, each))) for each in runs]
+        doubted = [(at, each) for at, text in enumerate(runs) if (each := self._doubted(text, memory))]
+        self._prepare({run for _, each in doubted for run in each}, memory)
+        for at, each in doubted:
+            ids[at] = self._rounded(runs[at], each, memory)
         return ids if self._bytes else [one_in_a_row(each, self._unk_id + self._offset) for each in ids]
 
-    def run(self, run: str) -> Path:
-        """The best path of one run, which has a blank where pieces have "▁"; rounding set aside."""
-        return self._memory.paths.get(run) or self._best(run)
+    def gap(self, run: str) -> float:
+        """The gap a character of one run, which has a blank where pieces have "▁"."""
+        ((_, path),) = self._viterbi.paths([run])
+        return path.gap
 
     def runs(self, text: str) -> list[str]:
         """A text as ``normalize`` leaves it, in its runs."""
         return self._cut([text])[0]
 
-    def _ids(self, runs: list[str], memory: Memory) -> list[int]:
-        paths = list(map(memory.paths.__getitem__, runs))
-        if not memory.close.keys().isdisjoint(runs):
-            score = sum([path.score for path in paths])
-            doubt = _doubt(max(score, -FAR))
-            doubted = {run for run in memory.close.keys() & set(runs) if memory.close[run] <= doubt}
-            if doubted:
-                paths = self._rounded(runs, paths, doubted, score)
-        return list(chain.from_iterable([path[0] for path in paths]))
+    def _remember(self, runs: set[str], memory: Memory) -> None:
+        for run, (pieces, score, gap) in self._viterbi.paths(runs):
+            ids = self._as_ids(run, pieces)
+            if ids is not pieces:
+                memory.pieces[run] = pieces
+            if gap <= CLOSE:
+                memory.close[run] = gap
+            falls = self._users.isdisjoint(pieces)
+            memory.sums[run] = -score if falls else float(np.abs(self._float32[list(pieces)]).sum())
+            memory.ids[run] = ids  # the last: who finds this finds the rest
+        self._size += sum(map(len, runs))
 
-    def _best(self, run: str) -> Path:
-        get, unknown, size = self._edges.get, (self._unknown, self._unk_id), len(run)
-        best, second = [-math.inf] * (size + 1), [-math.inf] * (size + 1)
-        came: list[tuple[int, int]] = [(0, 0)] * (size + 1)
-        best[0] = 0.0
-        for start in range(size):
-            base = best[start]
-            for end in range(start + 1, size + 1):
-                found = get(run[start:end], _NOTHING)
-                if not found:
-                    if end == start + 1:
-                        found = unknown
-                    elif found is None:
-                        continue
-                    else:
-                        break
-                score, piece = found
-                candidate = base + score
-                if candidate > best[end]:
-                    second[end], best[end], came[end] = best[end], candidate, (start, piece)
-                elif candidate > second[end]:
-                    second[end] = candidate
-        gap, at = math.inf, size
-        while at:
-            gap, at = min(gap, best[at] - second[at]), came[at][0]
-        return self._path(run, came, best[size], gap / size)
+    def _as_ids(self, run: str, pieces: tuple[int, ...]) -> tuple[int, ...]:
+        if self._bytes and self._unk_id in pieces:
+            ids: list[int] = []
+            at = 0
+            for piece in pieces:
+                size = self._lengths[piece]
+                if piece == self._unk_id:
+                    ids += [self._bytes[byte] + self._offset for byte in run[at : at + size].encode("utf8")]
+                else:
+                    ids.append(piece + self._offset)
+                at += size
+            return tuple(ids)
+        return tuple([piece + self._offset for piece in pieces]) if self._offset else pieces
 
-    def _best_from(self, run: str, reached: float) -> tuple[Path, float]:
-        """The path sentencepiece takes when ``reached`` is what it has added up, and what it has after: in float32."""
-        size, rounded = len(run), np.float32
-        best = [-math.inf] * (size + 1)
-        best[0] = reached
-        came: list[tuple[int, int]] = [(0, 0)] * (size + 1)
-        for start in range(size):
-            if best[start] < -FAR:
-                best[start:] = [float(rounded(each - best[start])) for each in best[start:]]
-            for end, score, piece in self._from(run, start):
-                candidate = float(rounded(best[start] + score))
-                if candidate > best[end]:
-                    best[end], came[end] = candidate, (start, piece)
-        return self._path(run, came, 0.0, 0.0), best[size]
+    def _doubted(self, runs: list[str], memory: Memory) -> set[str]:
+        """The runs of a text whose gap rounding may close."""
+        if memory.close.keys().isdisjoint(runs):
+            return set()
+        close = memory.close.keys() & set(runs)
+        if min(map(memory.close.__getitem__, close)) > _doubt(self._greatest * sum(map(len, runs))):
+            return set()
+        doubt = _doubt(sum(map(memory.sums.__getitem__, runs)))
+        return {run for run in close if memory.close[run] <= doubt}
 
-    def _from(self, run: str, start: int) -> Iterator[tuple[int, float, int]]:
-        """(end, score, piece) of the pieces that begin at ``start``, shortest first; an unknown if none is one long."""
-        for end in range(start + 1, len(run) + 1):
-            found = self._edges.get(run[start:end], _NOTHING)
-            if found:
-                yield (end, *found)
-            elif end == start + 1:
-                yield end, self._unknown, self._unk_id
-            elif found is not None:
-                break
+    def _prepare(self, runs: set[str], memory: Memory) -> None:
+        """Find the pieces that may matter where ``runs`` are cut again."""
+        new = {run for run in runs.difference(memory.edges) if len(run) <= ENDLESS}
+        for run, edges in self._viterbi.edges(new):
+            memory.edges[run] = near(edges, len(run), CLOSE * len(run))
 
-    def _path(self, run: str, came: list[tuple[int, int]], score: float, gap: float) -> Path:
-        steps, at = [], len(run)
-        while at:
-            start, piece = came[at]
-            steps.append((run[start:at], piece))
-            at = start
-        steps.reverse()
-        pieces = tuple(piece for _, piece in steps)
-        ids: list[int] = []
-        for text, piece in steps:
-            if piece == self._unk_id and self._bytes:
-                ids.extend(self._bytes[byte] + self._offset for byte in text.encode("utf8"))
-            else:
-                ids.append(piece + self._offset)
-        return Path(pieces if pieces == tuple(ids) else tuple(ids), pieces, score, gap)
-
-    def _rounded(self, runs: list[str], paths: list[Path], doubted: set[str], score: float) -> list[Path]:
-        """``paths``, together of this score, those of ``doubted`` runs cut again from the float32 score reached."""
-        again = [at for at, run in enumerate(runs) if run in doubted]
-        if score < -FAR * 0.99:  # where sums begin anew is found step by step
+    def _rounded(self, runs: list[str], doubted: set[str], memory: Memory) -> list[int]:
+        """The ids of ``runs``, ``doubted`` ones cut again from the float32 score reached."""
+        again, edges = [at for at, run in enumerate(runs) if run in doubted], memory.edges
+        if sum(map(memory.sums.__getitem__, runs)) > FAR * 0.99:  # where sums begin anew is found step by step
             again = list(range(again[-1] + 1))
-        out: list[Path] = []
-        reached, done = 0.0, 0
+            edges = dict(self._viterbi.edges({run for run in runs[: len(again)] if len(run) <= ENDLESS}))
+        out: list[int] = []
+        reached, done = np.float32(0), 0
         for at in again:
-            out += paths[len(out) : at]
-            pieces = list(chain.from_iterable([path.pieces for path in out[done:]]))
-            steps = np.concatenate(([np.float32(reached)], self._float32[pieces]))
-            path, reached = self._best_from(runs[at], float(np.add.accumulate(steps, dtype=np.float32)[-1]))
-            out.append(path)
+            sure = runs[done:at]
+            out.extend(chain.from_iterable(map(memory.ids.__getitem__, sure)))
+            pieces = list(chain.from_iterable([memory.pieces.get(run, memory.ids[run]) for run in sure]))
+            steps = np.concatenate(([reached], self._float32[pieces]))
+            reached = np.add.accumulate(steps, dtype=np.float32)[-1]
+            cut, after = _from(float(reached), edges.get(runs[at]) or self._viterbi.walk(runs[at]), len(runs[at]))
+            reached = np.float32(after)
+            out += self._as_ids(runs[at], cut)
             done = at + 1
-        return out + paths[len(out) :]
+        out.extend(chain.from_iterable(map(memory.ids.__getitem__, runs[done:])))
+        return out
 
 
-def _user_score(piece: str) -> float:
-    return float(np.float32(USER_BONUS * (len(piece.encode("utf8")) - 1)))
+def _nothing() -> Memory:
+    return Memory({}, {}, {}, {}, {})
 
 
-def _doubt(score: float) -> float:
-    """The gap a character that float32 sums near ``score`` can close.
+def _from(reached: float, edges: Iterable[Edge], size: int) -> tuple[tuple[int, ...], float]:
+    """The pieces sentencepiece takes when ``reached`` is what it has added up, and what it has after: in float32."""
+    best = [-math.inf] * (size + 1)
+    best[0] = reached
+    came = [(0, 0)] * (size + 1)
+    rounded, at = np.float32, -1
+    for begin, end, score, piece in edges:
+        if begin > at:
+            at, base = begin, best[begin]
+            if base < -FAR:
+                best[at:] = [float(rounded(each - base)) for each in best[at:]]
+                base = best[at]
+        candidate = float(rounded(base + score))
+        if candidate > best[end]:
+            best[end], came[end] = candidate, (begin, piece)
+    pieces, at = [], size
+    while at:
+        at, piece = came[at]
+        pieces.append(piece)
+    return tuple(pieces[::-1]), best[size]
+
+
+def _doubt(reached: float) -> float:
+    """The gap a character that float32 sums up to ``reached``, or to where they begin anew, can close.
 
     Each sum errs by half a unit in the last place; two paths of at most a piece a character are compared.
     """
-    return math.ldexp(2.0, math.frexp(abs(score) * 1.01 + 1)[1] - 24)
+    return math.ldexp(2.0, math.frexp(min(reached, FAR) * 1.01 + 1)[1] - 24)
