@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import threading
+from collections.abc import Iterator
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -15,9 +16,16 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
 from vocabularies import FOLDERS, TEXTS, bare, trained
 
-from glmlike.tokenization import byte_bpe, remembered, sentencepiece_bpe
+from glmlike.tokenization import byte_bpe, cutting, remembered, sentencepiece_bpe
 from glmlike.tokenization.remembered import Remembered, encoder_of, encoder_of_pieces, one_in_a_row
 from glmlike.tokenization.sentencepiece_model import SentencePieceModel
+
+
+@pytest.fixture(scope="module", autouse=True)
+def ideographs_are_cut_at_once() -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(cutting, "ENOUGH", 0)
+        yield
 
 
 def ids_of(backend: Tokenizer, texts: list[str]) -> list[list[int]]:
@@ -187,3 +195,15 @@ def test_cores(asked: str | None, one: bool, monkeypatch: pytest.MonkeyPatch) ->
     if asked is not None:
         monkeypatch.setenv("TOKENIZERS_PARALLELISM", asked)
     assert remembered.cores() == (1 if one else len(os.sched_getaffinity(0)))
+
+
+def test_ideographs_are_cut_when_enough_were_met(shared: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What must be known for it takes a while; short prompts do not wait for it, and nothing changes but the time."""
+    monkeypatch.setattr(cutting, "ENOUGH", 100)
+    backend = bare(shared / "originals/glm-4-9b-chat")
+    encoder = encoder_of(backend)
+    for number, text in enumerate(
+        ["中华人民共和国" * 5, "一带一路" * 10 + "人民", "人民共和国的中国" * 9, "中华人民共和国万岁"]
+    ):
+        assert encoder.encode_all([text]) == ids_of(backend, [text])
+        assert (encoder._cut._ideographs is None) == (number < 2)

@@ -21,6 +21,7 @@ Cutter = Callable[[list[str]], list[list[str]]]
 """Texts to their parts; the parts of a text joined are the text. UnicodeEncodeError for lone surrogates."""
 
 _BITS = 22
+ENOUGH = 20_000
 _SEPARATOR = "\x1f"
 _FIRST, _LAST = 0x4E00, 0x9FA5  # ideographs that are letters by every version of Unicode
 
@@ -70,13 +71,14 @@ class ByteCutter:
     Everywhere: between a visible character and a blank; in front of the last blank before a visible character; behind
     ASCII letters and digits, before another kind; behind ideographs, before marks. With ``lines``: behind a line end,
     if the next that is no blank is a visible character; GPT-2's: also between any visible character and a line end.
-    ``load`` says what is needed for cuts between ideographs, when a text has some.
+    ``load`` says what is needed for cuts between ideographs, when ``ENOUGH`` of them were met: it takes a while.
     """
 
     def __init__(self, *, lines: bool, load: Callable[[], Ideographs]) -> None:
         self._lines = lines
         self._load = load
         self._ideographs: Ideographs | None = None
+        self._seen = 0
 
     def __call__(self, texts: list[str]) -> list[list[str]]:
         """The parts of every text."""
@@ -90,8 +92,10 @@ class ByteCutter:
         kinds = _KINDS[np.minimum(codes, 128)]
         cuts: Mask = _BEHIND[kinds[:-1] * _WIDTH + kinds[1:]]
         chinese = (codes >= _FIRST) & (codes <= _LAST)
-        if self._ideographs is None and chinese.any():
-            self._ideographs = self._load()
+        if self._ideographs is None:
+            self._seen += int(np.count_nonzero(chinese))
+            if self._seen > ENOUGH:
+                self._ideographs = self._load()
         visible = (kinds >= _MARK) | chinese
         follows = visible.copy()
         follows[starts] = False  # a text's last blanks stay together
