@@ -21,7 +21,7 @@ Cutter = Callable[[list[str]], list[list[str]]]
 """Texts to their parts; the parts of a text joined are the text. UnicodeEncodeError for lone surrogates."""
 
 _BITS = 22
-ENOUGH = 20_000
+ENOUGH = 1 << 20
 _SEPARATOR = "\x1f"
 _FIRST, _LAST = 0x4E00, 0x9FA5  # ideographs that are letters by every version of Unicode
 
