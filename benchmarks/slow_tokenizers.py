@@ -2,8 +2,8 @@
 
 What is measured is what their users ran under transformers 4: for each text the search for added tokens, the
 library's pieces, the id of each piece by a call of its own, special tokens and truncation, then padding. transformers
-5's PythonBackend does these steps as transformers 4 did. ChatGLM-6B's masks of three dimensions, which cost the
-square of the length, and the position ids of its successors are left out.
+5's PythonBackend does these steps as transformers 4 did. Then what their ``_pad`` adds: position ids, and ChatGLM-6B's
+masks of three dimensions, which cost the square of the length.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from transformers import AddedToken, PreTrainedTokenizer
 
 LETTERS = (
@@ -44,6 +45,18 @@ class Slow(PreTrainedTokenizer):
         """The number of tokens."""
         return len(self.get_vocab())
 
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """With what ``_pad`` of the published code adds to batches."""
+        found = super().__call__(*args, **kwargs)
+        if isinstance(found["input_ids"][0], list):
+            self.add(found)
+        return found
+
+    def add(self, found: Any) -> None:
+        """Position ids, as ChatGLM2 and its successors count them."""
+        masks = found["attention_mask"]
+        found["position_ids"] = [[0] * (len(mask) - sum(mask)) + list(range(sum(mask))) for mask in masks]
+
     def build_inputs_with_special_tokens(self, token_ids_0: list[int], token_ids_1: Any = None) -> list[int]:
         """One text with the special tokens of the generation."""
         return [*self.before, *token_ids_0, *self.behind]
@@ -71,6 +84,22 @@ class ChatGLM6B(Slow):
         if token.startswith("<image_") and token.endswith(">") and token[7:-1].isdigit():
             return int(token[7:-1])
         return int(self.sp.PieceToId(token))
+
+    def add(self, found: Any) -> None:
+        """Masks that let the prompt see itself whole, True where nothing is to be seen; positions of two kinds."""
+        masks, positions = [], []
+        for ids, mask in zip(found["input_ids"], found["attention_mask"], strict=True):
+            size, pads = sum(mask), len(mask) - sum(mask)
+            prompt = ids.index(130004) - pads
+            seen = np.tril(np.ones((1, size, size)))
+            seen[:, :, :prompt] = 1
+            outside = [(0, 0), (pads, 0), (pads, 0)]
+            masks.append(np.pad(np.bool_(seen < 0.5), pad_width=outside, constant_values=True))
+            place = np.arange(size)
+            place[prompt:] = ids.index(130001) - pads
+            block = np.concatenate([np.zeros(prompt, np.int64), np.arange(1, size - prompt + 1)])
+            positions.append(np.pad(np.stack([place, block]), pad_width=[(0, 0), (pads, 0)]))
+        found["attention_mask"], found["position_ids"] = masks, positions
 
 
 class ChatGLM2(Slow):
@@ -118,7 +147,7 @@ class GLM4(Slow):
 
 
 class GLM10B(Slow):
-    """GPT-2's BPE in Python, words remembered."""
+    """GPT-2's BPE in Python, words remembered; nothing is added."""
 
     before, behind = (50259,), (50256,)
 
@@ -136,6 +165,9 @@ class GLM10B(Slow):
         names = ("<|endoftext|>", "<|startofpiece|>", "<|endofpiece|>", "[CLS]", "[MASK]", "[SEP]", "[UNK]")
         added = {name: 50256 + number for number, name in enumerate((*names, "[gMASK]", "[sMASK]", "[dBLOCK]"))}
         super().__init__(added, "<|endoftext|>", "right")
+
+    def add(self, found: Any) -> None:
+        """Nothing."""
 
     def _join(self, word: str) -> list[str]:
         parts = list(word)
