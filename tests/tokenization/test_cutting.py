@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer
 from vocabularies import FOLDERS, TEXTS, bare, encoder, trained
 
-from glmlike.tokenization.cutting import PieceCutter, cut, ideographs_across
+from glmlike.tokenization.cutting import PieceCutter, cut
 
 
 def wrongly_cut(backend: Tokenizer, texts: list[str]) -> list[str]:
@@ -92,21 +92,3 @@ def test_no_piece_lies_across(pieces: list[str], text: str) -> None:
         for start in range(len(text)):
             if text.startswith(piece, start):
                 assert ends.isdisjoint(range(start + 1, start + len(piece)))
-
-
-@settings(max_examples=200)
-@given(
-    text=st.text("一中国龥", min_size=2, max_size=6),
-    tokens=st.lists(st.binary(min_size=1, max_size=1) | st.text("一中国龥a", min_size=1, max_size=3).map(str.encode)),
-    cuts=st.lists(st.tuples(st.integers(0, 8), st.integers(1, 9)), max_size=8),
-)
-def test_no_token_lies_across_ideographs(text: str, tokens: list[bytes], cuts: list[tuple[int, int]]) -> None:
-    """Tokens of whole characters, and of the bytes anywhere in the text."""
-    data = text.encode()
-    tokens += [data[start : start + size] for start, size in cuts if data[start : start + size]]
-    across = ideographs_across(tokens)(np.array([ord(each) for each in text], np.uint32))
-    for token in tokens:
-        for start in range(len(data)):
-            if data.startswith(token, start):
-                inside = range(start // 3, (start + len(token) - 1) // 3)
-                assert all(across[place] for place in inside), token

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Iterator
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -16,16 +15,9 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
 from vocabularies import FOLDERS, TEXTS, bare, trained
 
-from glmlike.tokenization import byte_bpe, cutting, remembered, sentencepiece_bpe
+from glmlike.tokenization import byte_bpe, remembered, sentencepiece_bpe
 from glmlike.tokenization.remembered import Remembered, encoder_of, encoder_of_pieces, one_in_a_row
 from glmlike.tokenization.sentencepiece_model import SentencePieceModel
-
-
-@pytest.fixture(scope="module", autouse=True)
-def ideographs_are_cut_at_once() -> Iterator[None]:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(cutting, "ENOUGH", 0)
-        yield
 
 
 def ids_of(backend: Tokenizer, texts: list[str]) -> list[list[int]]:
@@ -197,13 +189,16 @@ def test_cores(asked: str | None, one: bool, monkeypatch: pytest.MonkeyPatch) ->
     assert remembered.cores() == (1 if one else len(os.sched_getaffinity(0)))
 
 
-def test_ideographs_are_cut_when_enough_were_met(shared: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What must be known for it takes a while; short prompts do not wait for it, and nothing changes but the time."""
-    monkeypatch.setattr(cutting, "ENOUGH", 100)
-    backend = bare(shared / "originals/glm-4-9b-chat")
+@pytest.mark.parametrize("name", FOLDERS)
+@pytest.mark.parametrize(
+    ("cores", "texts"), [(1, ["人民 the " * 400] * 5), (1, ["中国人民。" * 1000] * 3), (64, ["word " * 100] * 64)]
+)
+def test_by_parts_or_by_rust(
+    name: str, cores: int, texts: list[str], shared: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Rust has batches of much Chinese, and all on many cores: the ids are the same."""
+    monkeypatch.setattr(remembered, "cores", lambda: cores)
+    backend = bare(shared / "originals" / name)
     encoder = encoder_of(backend)
-    for number, text in enumerate(
-        ["中华人民共和国" * 5, "一带一路" * 10 + "人民", "人民共和国的中国" * 9, "中华人民共和国万岁"]
-    ):
-        assert encoder.encode_all([text]) == ids_of(backend, [text])
-        assert (encoder._cut._ideographs is None) == (number < 2)
+    assert encoder.encode_all(texts) == ids_of(backend, texts)
+    assert (not encoder._known) == (cores == 64 or "。" in texts[0])

@@ -1,16 +1,14 @@
 """Texts cut where no token can lie across, so that what was cut out of one text can be remembered for all.
 
-Three facts make a cut exact. No piece of a SentencePiece vocabulary lies across two characters that no piece has side
-by side (:class:`PieceCutter`). Byte-level BPE never joins what its regular expression parts, and some of those places
-are told by two neighbours alone. And inside a word of Chinese, no token lies across two characters whose bytes no
-token has side by side (:class:`ByteCutter` has both).
+Two facts make a cut exact. No piece of a SentencePiece vocabulary lies across two characters that no piece has side by
+side (:class:`PieceCutter`). And byte-level BPE never joins what its regular expression parts; some of those places are
+told by two neighbours alone (:class:`ByteCutter`).
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from itertools import accumulate, pairwise
-from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -21,7 +19,6 @@ Cutter = Callable[[list[str]], list[list[str]]]
 """Texts to their parts; the parts of a text joined are the text. UnicodeEncodeError for lone surrogates."""
 
 _BITS = 22
-ENOUGH = 1 << 20
 _SEPARATOR = "\x1f"
 _FIRST, _LAST = 0x4E00, 0x9FA5  # ideographs that are letters by every version of Unicode
 
@@ -54,48 +51,25 @@ class PieceCutter:
         return cut(texts, lambda codes, _: ~self._pairs.of(codes))
 
 
-class Ideographs(NamedTuple):
-    """What a byte-level vocabulary says of ideographs.
-
-    ``across`` tells between which two of a text a token may lie. ``words`` are tokens as whole words (with the mark or
-    blank in front) which no joins lead to: as part of a longer word they are other tokens.
-    """
-
-    across: Callable[[Codes], Mask]
-    words: frozenset[str]
-
-
 class ByteCutter:
     """Cuts for byte-level BPE behind GLM-4's regular expression and its kin (``lines``), or GPT-2's.
 
     Everywhere: between a visible character and a blank; in front of the last blank before a visible character; behind
     ASCII letters and digits, before another kind; behind ideographs, before marks. With ``lines``: behind a line end,
     if the next that is no blank is a visible character; GPT-2's: also between any visible character and a line end.
-    ``load`` says what is needed for cuts between ideographs, when ``ENOUGH`` of them were met: it takes a while.
     """
 
-    def __init__(self, *, lines: bool, load: Callable[[], Ideographs]) -> None:
+    def __init__(self, *, lines: bool) -> None:
         self._lines = lines
-        self._load = load
-        self._ideographs: Ideographs | None = None
-        self._seen = 0
 
     def __call__(self, texts: list[str]) -> list[list[str]]:
         """The parts of every text."""
-        parts = cut(texts, self._cuts)
-        words = self._ideographs.words if self._ideographs else ()
-        if not words:
-            return parts
-        return [each if words.isdisjoint(each) else _whole(each, words) for each in parts]
+        return cut(texts, self._cuts)
 
     def _cuts(self, codes: Codes, starts: list[int]) -> Mask:
         kinds = _KINDS[np.minimum(codes, 128)]
         cuts: Mask = _BEHIND[kinds[:-1] * _WIDTH + kinds[1:]]
         chinese = (codes >= _FIRST) & (codes <= _LAST)
-        if self._ideographs is None:
-            self._seen += int(np.count_nonzero(chinese))
-            if self._seen > ENOUGH:
-                self._ideographs = self._load()
         visible = (kinds >= _MARK) | chinese
         follows = visible.copy()
         follows[starts] = False  # a text's last blanks stay together
@@ -104,23 +78,9 @@ class ByteCutter:
             _behind_lines(codes, visible, cuts)
         else:
             cuts |= (kinds[:-1] == _MARK) & (codes[1:] == 10)
-        if self._ideographs is not None and chinese.any():
-            cuts |= chinese[:-1] & _ENDS[np.minimum(codes[1:], 0xFFFF)]
-            cuts |= (kinds[:-1] == _DIGIT) & chinese[1:]
-            cuts |= chinese[:-1] & chinese[1:] & ~self._ideographs.across(codes) & _begun(chinese, cuts)[1:]
+        cuts |= chinese[:-1] & _ENDS[np.minimum(codes[1:], 0xFFFF)]
+        cuts |= (kinds[:-1] == _DIGIT) & chinese[1:]
         return cuts
-
-
-def _begun(chinese: Mask, cuts: Mask) -> Mask:
-    """For each ideograph, whether its word begins a part: where it does not, the word is not cut.
-
-    A word begins with the first ideograph, or with what is in front of it.
-    """
-    begins = np.concatenate(([True], cuts))
-    begins[:-1] |= begins[1:]
-    last_other = np.maximum.accumulate(np.where(chinese, 0, np.arange(len(chinese))))
-    found: Mask = begins[last_other]
-    return found
 
 
 def _behind_lines(codes: Codes, visible: Mask, cuts: Mask) -> None:
@@ -128,23 +88,6 @@ def _behind_lines(codes: Codes, visible: Mask, cuts: Mask) -> None:
     solid = np.flatnonzero(codes != 32)
     if solid.size:
         cuts[solid[:-1][(codes[solid[:-1]] == 10) & visible[solid[1:]]]] = True
-
-
-def _whole(parts: list[str], words: frozenset[str]) -> list[str]:
-    """``parts`` where no one of ``words`` was cut out of a longer word."""
-    out: list[str] = []
-    waiting = False
-    for part in parts:
-        if out and (waiting or part in words) and _is_ideograph(out[-1][-1]) and _is_ideograph(part[0]):
-            out[-1] += part
-        else:
-            out.append(part)
-        waiting = out[-1] in words
-    return out
-
-
-def _is_ideograph(character: str) -> bool:
-    return _FIRST <= ord(character) <= _LAST
 
 
 _OTHER, _LINE_END, _BLANK, _MARK, _DIGIT, _LETTER = range(6)
@@ -201,51 +144,6 @@ def cut(texts: list[str], cuts: Callable[[Codes, list[int]], Mask]) -> list[list
 def as_codes(text: str) -> Codes:
     """The code points of ``text``."""
     return np.frombuffer(text.encode("utf-32-le"), np.uint32)
-
-
-def ideographs_across(tokens: Iterable[bytes]) -> Callable[[Codes], Mask]:
-    """Tells between which two ideographs of a text one of ``tokens`` may lie; right for ideographs only.
-
-    A token may begin or end within a character: then it may lie between any character and its first whole one, and
-    between its last whole one and any; one without a whole character, where the bytes beside the place are its own.
-    """
-    whole: list[str] = []
-    after, before = np.zeros(0x110000, np.bool_), np.zeros(0x110000, np.bool_)
-    split = np.zeros((64, 256), np.bool_)
-    for token in tokens:
-        if max(token, default=0) < 0xE3:
-            continue
-        try:
-            whole.append(token.decode("utf8"))
-            continue
-        except UnicodeDecodeError:
-            text, head, tail = _inner(token)
-        if text:
-            whole.append(text)
-            before[ord(text[0])] |= bool(head)
-            after[ord(text[-1])] |= bool(tail)
-        elif head and tail:
-            split[head[-1] & 63, tail[0]] = True
-    pairs = Pairs(each for each in whole if len(each) > 1)
-
-    def across(codes: Codes) -> Mask:
-        left, right = codes[:-1], codes[1:]
-        first_byte = np.minimum(0xE0 | right >> 12, 255)
-        found: Mask = pairs.of(codes) | after[left] | before[right] | split[left & 63, first_byte]
-        return found
-
-    return across
-
-
-def _inner(token: bytes) -> tuple[str, bytes, bytes]:
-    """The whole characters of a token, and the bytes before and after that make none."""
-    start = next((at for at, byte in enumerate(token) if byte & 0xC0 != 0x80), len(token))
-    rest = token[start:]
-    try:
-        return rest.decode("utf8"), token[:start], b""
-    except UnicodeDecodeError as error:
-        text = rest[: error.start].decode("utf8")
-        return text, token[:start], rest[error.start :]
 
 
 def _slots(left: Codes, right: Codes) -> Codes:

@@ -3,6 +3,7 @@
 Natural text repeats itself: after a few megabytes nine of ten parts were met before, and to look one up costs a tenth
 of what it costs to encode it. Nothing is approximate: texts are cut where no token lies across
 (:mod:`glmlike.tokenization.cutting`), and a part that is met for the first time is encoded by the backend's own model.
+Where Rust alone is faster, on many cores or with much Chinese, whose words nothing parts, it has the texts as they are.
 """
 
 from __future__ import annotations
@@ -17,19 +18,22 @@ from typing import Any, Protocol
 from tokenizers import Tokenizer, models
 
 from glmlike.tokenization import byte_bpe
-from glmlike.tokenization.cutting import ByteCutter, Cutter, Ideographs, PieceCutter, ideographs_across
+from glmlike.tokenization.cutting import ByteCutter, Cutter, PieceCutter
 from glmlike.tokenization.sentencepiece_model import SentencePieceModel
 
 REMEMBERED = 1 << 22
 """Characters of all the remembered parts of a tokenizer; beyond, memory starts afresh."""
-MANY_CORES = 4
+LITTLE = 10_000
+"""Characters of a batch that is not worth more than looking up."""
+MANY_CORES = 3
+"""Cores on which Rust encodes faster than remembered parts are put together."""
+DENSE = 1.8
+"""Bytes a character of texts that are mostly ideographs: those that nothing parts."""
 _WORD = re.compile("[ ]?(?:[A-Za-z]+|[\u4e00-\u9fa5]+)")  # one by GPT-2's expression
 _MARKED_WORD = re.compile(
     _WORD.pattern.replace("[ ]", r"""[ !"#$%&()*+,\-./:;<=>?@\[\\\]^_`{|}~、。，：；！？（）《》“”…—]""")
 )
-_LETTER = "\u1200"  # stands in no known token beside an ideograph
 _NOTHING = "\U000f0000"  # stands in no piece
-_WITH_IDEOGRAPH = re.compile("[\xe4-\xe9]")  # their first bytes, which stand for themselves in GPT-2's alphabet
 _LINES = (byte_bpe.LETTERS_AND_THREE_DIGITS, byte_bpe.LETTERS_AND_ONE_DIGIT)
 
 
@@ -44,7 +48,8 @@ class Encoder(Protocol):
 class Remembered:
     """An encoder: ``normalize`` each text, ``cut`` it, and ``encode`` the parts that are new.
 
-    Of the id ``fused`` in a row one is left. Safe to use from several threads.
+    Of the id ``fused`` in a row one is left. ``whole`` encodes texts at once where that is faster. Safe to use from
+    several threads.
     """
 
     def __init__(
@@ -53,13 +58,17 @@ class Remembered:
         encode: Callable[[list[str]], Iterable[Sequence[int]]],
         normalize: Callable[[str], str] | None = None,
         fused: int | None = None,
+        whole: Callable[[list[str]], list[list[int]]] | None = None,
     ) -> None:
+        self._whole = whole
         self._cut, self._encode, self._normalize, self._fused = cut, encode, normalize, fused
         self._known: dict[str, Sequence[int]] = {}
         self._size = 0
 
     def encode_all(self, texts: list[str]) -> list[list[int]]:
         """The ids of every text."""
+        if self._whole is not None and _is_for_rust(texts):
+            return self._whole(texts)
         if self._normalize is not None:
             texts = list(map(self._normalize, texts))
         if self._size > REMEMBERED:
@@ -73,6 +82,13 @@ class Remembered:
             self._size += sum(map(len, missing))
             ids = _joined(parts, known)
         return ids if self._fused is None else [one_in_a_row(each, self._fused) for each in ids]
+
+
+def _is_for_rust(texts: list[str]) -> bool:
+    size = sum(map(len, texts))
+    if size < LITTLE:
+        return False
+    return min(len(texts), cores()) >= MANY_CORES or sum(len(text.encode()) for text in texts) > DENSE * size
 
 
 def _joined(parts: list[list[str]], known: dict[str, Sequence[int]]) -> list[list[int]]:
@@ -99,15 +115,13 @@ def encoder_of(backend: Tokenizer) -> Encoder | None:
     normalizer, cuts = _state(backend.normalizer), _state(backend.pre_tokenizer)
     steps = cuts.get("pretokenizers", [cuts])
     if _is_byte_level(steps) and normalizer.get("type") in (None, "NFC"):
-        cutter = ByteCutter(lines=len(steps) == 2, load=lambda: _ideographs(backend))
-        return Remembered(
-            cutter,
-            _words_first(backend, _MARKED_WORD if len(steps) == 2 else _WORD),
-            backend.normalizer and backend.normalizer.normalize_str,
-        )
+        lines = len(steps) == 2
+        normalize = backend.normalizer and backend.normalizer.normalize_str
+        words = _words_first(backend, _MARKED_WORD if lines else _WORD)
+        return Remembered(ByteCutter(lines=lines), words, normalize, whole=_whole(backend))
     if normalizer == _DUMMY_PREFIX and _is_of_words(steps) and not model.ignore_merges:
         pieces = [piece.replace("▁", " ") for piece in backend.get_vocab(with_added_tokens=False)]
-        return Remembered(PieceCutter(pieces), _joins(model), _dummy_prefix)
+        return Remembered(PieceCutter(pieces), _joins(model), _dummy_prefix, whole=_whole(backend))
     return None
 
 
@@ -189,6 +203,15 @@ def _first_time(backend: Tokenizer) -> Callable[[list[str]], list[tuple[int, ...
     return lambda parts: [tuple(each.ids) for each in bare.encode_batch_fast(parts, add_special_tokens=False)]
 
 
+def _whole(backend: Tokenizer) -> Callable[[list[str]], list[list[int]]]:
+    """Encodes texts as they are given, on all cores."""
+    bare = Tokenizer(backend.model)
+    bare.pre_tokenizer = backend.pre_tokenizer
+    if backend.normalizer is not None:
+        bare.normalizer = backend.normalizer
+    return lambda texts: [each.ids for each in bare.encode_batch_fast(texts, add_special_tokens=False)]
+
+
 def _words_first(backend: Tokenizer, word: re.Pattern[str]) -> Callable[[list[str]], list[tuple[int, ...]]]:
     """The same for byte-level BPE; on few cores words are given to the model itself, which takes a third of the time.
 
@@ -213,26 +236,3 @@ def cores() -> int:
     if os.environ.get("TOKENIZERS_PARALLELISM", "true").lower() in ("0", "false", "off", "no", "n", "f", ""):
         return 1
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-def _ideographs(backend: Tokenizer) -> Ideographs:
-    """What the vocabulary of byte-level ``backend`` says of ideographs."""
-    vocabulary = backend.get_vocab(with_added_tokens=False)
-    tokens = {byte_bpe.as_bytes(token): number for token, number in vocabulary.items() if _WITH_IDEOGRAPH.search(token)}
-    words: frozenset[str] = frozenset()
-    if backend.model.ignore_merges:
-        found = {text: number for token, number in tokens.items() if (text := _word_of_ideographs(token))}
-        encode = _words_first(backend, _WORD)
-        (letter,) = encode([_LETTER])
-        joined = zip(encode([word + _LETTER for word in found]), found.items(), strict=True)
-        words = frozenset(word for ids, (word, number) in joined if ids != (number, *letter))
-    return Ideographs(ideographs_across(tokens), words)
-
-
-def _word_of_ideographs(token: bytes) -> str:
-    """The text of a token that is ideographs, perhaps behind another character; or nothing."""
-    try:
-        text = token.decode("utf8")
-    except UnicodeDecodeError:
-        return ""
-    return text if len(text) > 1 and all("\u4e00" <= each <= "\u9fa5" for each in text[1:]) else ""
