@@ -237,8 +237,9 @@ def _ahead(
     with torch.enable_grad():
         fused = _fused_sum(leaves[0], leaves[1], labels_N, shape, wanted) if shrink == 1.0 else None
     if fused is not None:
-        found = iter(torch.autograd.grad(fused, [leaf for leaf in leaves if leaf.requires_grad]) if any(wanted) else ())
-        return fused.detach(), *(next(found).div_(shape.digits) if one else None for one in wanted)
+        made = iter(torch.autograd.grad(fused, [leaf for leaf in leaves if leaf.requires_grad]) if any(wanted) else ())
+        grad_ND, grad_VD = (next(made).div_(shape.digits) if one else None for one in wanted)
+        return fused.detach(), grad_ND, grad_VD
     if any(wanted) and not goes_by_tiles(hidden_ND, weight_VD, wanted):
         return by_rows(hidden_ND, weight_VD, labels_N, shape, wanted)
     kept = Kept(hidden_ND, weight_VD) if any(wanted) else None
