@@ -99,24 +99,23 @@ def _among_earlier(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
     )
 
 
-def main(sizes: Any = SIZES, types: Any = tuple(TYPES), beside: str = "nothing", against: Any = tuple(KINDS)) -> None:
-    """Measure, and write results/loss.json: cases measured before keep their rows."""
+def main(sizes: Any = SIZES, types: Any = None, beside: str = "nothing", losses: Any = None) -> None:
+    """Measure, and write results/loss.json, where cases that are not measured again keep their rows.
+
+    By default what takes minutes a run is left out: compiled ones of the wider heads, torch's loss on the largest size.
+    """
     for tokens, hidden, repeats in sizes:
-        for name in types:
-            # Torch's own loss is not measured where compiled: it is no graph of its own there either.
-            kinds = [
-                kind
-                for kind in KINDS
-                if kind == "plain" or (kind in against and not (TYPES[name][2] and kind == "torch"))
-            ]
+        for name in types or [name for name in TYPES if hidden < 1024 or not TYPES[name][2]]:
+            beyond = {"torch"} if TYPES[name][2] or tokens * hidden > 2**22 else set()
+            kinds = [kind for kind in KINDS if kind == "plain" or kind in (losses or KINDS.keys() - beyond)]
             report("loss", _among_earlier(_rows(tokens, hidden, repeats, name, kinds, beside)), NOTE)
 
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--size", type=int, nargs=3, action="append", metavar=("TOKENS", "HIDDEN", "RUNS"))
-    parser.add_argument("--type", choices=TYPES, action="append", help="all of them by default")
-    parser.add_argument("--loss", choices=KINDS, action="append", help="beside the plain one; all by default")
+    parser.add_argument("--type", choices=TYPES, action="append", help="may be repeated")
+    parser.add_argument("--loss", choices=KINDS, action="append", help="beside the plain one; may be repeated")
     parser.add_argument("--beside", default="nothing", help="what else the machine was doing")
     options = parser.parse_args()
-    main(options.size or SIZES, options.type or tuple(TYPES), options.beside, options.loss or tuple(KINDS))
+    main(options.size or SIZES, options.type, options.beside, options.loss)

@@ -22,7 +22,7 @@ from transformers.modeling_layers import (
 )
 from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast
 from transformers.modeling_utils import PreTrainedModel
-from transformers.utils import auto_docstring, can_return_tuple
+from transformers.utils import auto_docstring, can_return_tuple, is_torchdynamo_exporting
 from transformers.utils.generic import merge_with_config_defaults
 from transformers.utils.output_capturing import capture_outputs
 
@@ -425,7 +425,7 @@ class GlmLikeForCausalLM(GlmLikePreTrainedModel, InfillingGenerationMixin, ChatM
         """
         if not self.config.chunked_loss or not (self.training if skip_logits is None else skip_logits):
             return False
-        if torch.compiler.is_exporting() or hidden_states.is_meta or self.loss_function is not ForCausalLMLoss:
+        if is_torchdynamo_exporting() or hidden_states.is_meta or self.loss_function is not ForCausalLMLoss:
             return False
         return type(hidden_states) is Tensor and is_plain_head(self.lm_head)
 
