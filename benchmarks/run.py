@@ -1,4 +1,4 @@
-"""Run every benchmark and rewrite benchmarks/README.md: about half an hour on two cores."""
+"""Run every benchmark and rewrite benchmarks/README.md: about three quarters of an hour on two cores."""
 
 from __future__ import annotations
 

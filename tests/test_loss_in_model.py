@@ -173,11 +173,81 @@ def test_what_acts_on_the_heads_call_is_called(change: Any) -> None:
     assert isinstance(logits_of(model, **batch), torch.Tensor)
 
 
-def test_a_graph_stays_whole() -> None:
+def frozen_head(model: Any) -> Any:
+    model.lm_head.requires_grad_(False)
+    return model
+
+
+def adapted(model: Any) -> Any:
+    peft = pytest.importorskip("peft")
+    torch.manual_seed(0)
+    return peft.get_peft_model(model, peft.LoraConfig(init_lora_weights=False))
+
+
+KINDS: dict[str, Any] = {
+    "tied": ({"tie_word_embeddings": True}, lambda model: model),
+    "frozen head": ({}, frozen_head),
+    "LoRA": ({}, adapted),
+    "bfloat16": ({}, lambda model: model.bfloat16()),
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_compiled_training_is_one_graph_without_logits(kind: str, calls: list[int]) -> None:
+    fields, change = KINDS[kind]
+    model, batch = model_and_batch(**fields)
+    model = change(model)
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    expected = model(**batch, num_items_in_batch=9)
+    wanted = torch.autograd.grad(expected.loss, trained)
+    torch.compiler.reset()
+    found = torch.compile(model, fullgraph=True, backend="aot_eager")(**batch, num_items_in_batch=9)
+    assert isinstance(dict.get(found, "logits"), DeferredLogits)
+    assert_close(found.loss, expected.loss)
+    tolerance = {"rtol": 2e-2, "atol": 2e-3} if kind == "bfloat16" else {}
+    assert_close(torch.autograd.grad(found.loss, trained), wanted, **tolerance)
+    assert calls == []
+    assert_close(found.logits, expected.logits, **tolerance)
+
+
+def test_logits_after_a_compiled_step() -> None:
+    """Read before the optimizer's step they are those of the loss, with gradients; after it they are refused."""
     model, batch = model_and_batch()
     torch.compiler.reset()
-    found = torch.compile(model, fullgraph=True, backend="aot_eager")(**batch)
-    assert_close(found.loss, model(**batch).loss)
+    step_of = torch.compile(model, fullgraph=True, backend="aot_eager")
+    optimizer = torch.optim.SGD(model.parameters(), lr=1.0)
+    for _ in range(2):
+        outputs = (step_of(**batch), model(**batch))
+        found, expected = (one.loss + one.logits.logsumexp(-1).sum() for one in outputs)
+        parameters = list(model.parameters())
+        gradients = torch.autograd.grad(found, parameters)
+        assert_close(gradients, torch.autograd.grad(expected, parameters))
+        late = step_of(**batch)
+        for parameter, gradient in zip(parameters, gradients, strict=True):
+            parameter.grad = gradient
+        optimizer.step()
+        with pytest.raises(RuntimeError, match=r"before optimizer\.step"):
+            _ = late.logits
+
+
+def test_logits_read_within_the_graph() -> None:
+    model, batch = model_and_batch()
+
+    def loss(**batch: Any) -> Any:
+        outputs = model(**batch)
+        return outputs.loss + outputs.logits.softmax(-1).square().sum()
+
+    expected = torch.autograd.grad(loss(**batch), list(model.parameters()))
+    torch.compiler.reset()
+    compiled = torch.compile(loss, fullgraph=True, backend="aot_eager")
+    assert_close(torch.autograd.grad(compiled(**batch), list(model.parameters())), expected)
+
+
+def test_an_exported_graph_has_no_operator_of_ours() -> None:
+    model, batch = model_and_batch()
+    exported = torch.export.export(model, (), {**batch, "use_cache": False}, strict=False)
+    assert "glmlike" not in exported.graph_module.code
+    assert_close(exported.module()(**batch, use_cache=False).loss, model(**batch).loss)
 
 
 def test_the_config_field_round_trips(tmp_path: Any) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import importlib
 import json
 import os
 import subprocess
@@ -17,6 +18,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
 import glmlike
+import glmlike.loss
 from glmlike import GlmLikeForSequenceClassification
 from glmlike.data import TINY
 from glmlike.errors import ConfigError
@@ -206,3 +208,19 @@ def test_integers_become_floats_for_remote_code(golden: Path) -> None:
         tensors = load_file(upload.files["model.safetensors"])
     assert "quantization_config" not in config
     assert all(tensor.is_floating_point() for tensor in tensors.values())
+
+
+def test_compiled_training_beside_glmlike_itself(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The operator that makes the loss in a graph has a name of its own in each copy of the code."""
+    (tmp_path / "copy_of_glmlike.py").write_text(source(), encoding="utf8")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    copied = importlib.import_module("copy_of_glmlike")
+    inputs = (torch.randn(5, 4, requires_grad=True), torch.randn(9, 4, requires_grad=True), torch.arange(5))
+    expected = torch.nn.functional.cross_entropy(inputs[0] @ inputs[1].T, inputs[2])
+    for module in (glmlike.loss, copied):
+        torch.compiler.reset()
+        function = torch.compile(module.linear_cross_entropy, fullgraph=True, backend="aot_eager")
+        found = function(*inputs)
+        torch.testing.assert_close(found, expected)
+        found.backward()
+    assert copied._OPERATOR is not glmlike.loss._OPERATOR

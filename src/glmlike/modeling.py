@@ -22,7 +22,7 @@ from transformers.modeling_layers import (
 )
 from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast
 from transformers.modeling_utils import PreTrainedModel
-from transformers.utils import auto_docstring, can_return_tuple
+from transformers.utils import auto_docstring, can_return_tuple, is_torchdynamo_exporting
 from transformers.utils.generic import merge_with_config_defaults
 from transformers.utils.output_capturing import capture_outputs
 
@@ -419,13 +419,13 @@ class GlmLikeForCausalLM(GlmLikePreTrainedModel, InfillingGenerationMixin, ChatM
     def _makes_loss_alone(self, hidden_states: Tensor, skip_logits: bool | None) -> bool:
         """Whether the loss comes from glmlike.loss rather than from logits.
 
-        Not if the config says so; not in evaluation, where logits are wanted too, unless asked; not within a compiled
-        graph, which is kept whole; not with a loss function of one's own; and not if the head is anything but a matrix:
-        adapters, quantization, offloading and sharding act when the module is called.
+        Not if the config says so; not in evaluation, where logits are wanted too, unless asked; not within an exported
+        graph, which runs without glmlike; not with a loss function of one's own; and not if the head is anything but a
+        matrix: adapters, quantization, offloading and sharding act when the module is called.
         """
         if not self.config.chunked_loss or not (self.training if skip_logits is None else skip_logits):
             return False
-        if torch.compiler.is_compiling() or hidden_states.is_meta or self.loss_function is not ForCausalLMLoss:
+        if is_torchdynamo_exporting() or hidden_states.is_meta or self.loss_function is not ForCausalLMLoss:
             return False
         return type(hidden_states) is Tensor and is_plain_head(self.lm_head)
 

@@ -33,7 +33,8 @@ class DeferredLogits:
         return other
 
     def __call__(self) -> Tensor:
-        if self.weight._version != self.version:
+        # Within a graph nothing can depend on the version, and no optimizer's step comes in between.
+        if not torch.compiler.is_compiling() and self.weight._version != self.version:
             raise RuntimeError(
                 "logits of a training step, read after the head was updated: they would not be those of its loss. Read "
                 "outputs.logits before optimizer.step(), or set model.config.chunked_loss = False."
