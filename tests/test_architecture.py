@@ -243,9 +243,10 @@ MAY: dict[str, set[str]] = {
         *("torch", "glmlike.errors", "glmlike.packed_integers"),
         *("glmlike.checkpoint.headers", "glmlike.checkpoint.streams"),
     },
+    "checkpoint/packed_configs": {"glmlike.errors", "glmlike.checkpoint.packed_streams"},
     "checkpoint/packed": {
-        *("torch", "glmlike.errors", "glmlike.checkpoint.headers", "glmlike.checkpoint.packed_streams"),
-        *("glmlike.checkpoint.shards", "glmlike.checkpoint.streams"),
+        *("torch", "glmlike.errors", "glmlike.checkpoint.headers", "glmlike.checkpoint.packed_configs"),
+        *("glmlike.checkpoint.packed_streams", "glmlike.checkpoint.shards", "glmlike.checkpoint.streams"),
     },
     "checkpoint/quantized": {"glmlike.errors", "glmlike.checkpoint.headers"},
     "checkpoint/quantizer": {

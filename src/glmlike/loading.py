@@ -348,9 +348,28 @@ def recompress(model: PreTrainedModel) -> None:
     """
     quantizer = getattr(model, "hf_quantizer", None)
     compressor = getattr(quantizer, "compressor", None)
-    statuses = (getattr(module, "quantization_status", None) for module in model.modules())
-    if compressor is not None and any(status == "decompressed" for status in statuses):
-        compressor.compress_model(model)
+    modules = [module for module in model.modules() if getattr(module, "quantization_status", None) == "decompressed"]
+    if compressor is None or not modules:
+        return
+    from compressed_tensors.quantization import QuantizationStatus
+
+    for module in modules:
+        _recompress(module)
+    compressor.quantization_config.quantization_status = QuantizationStatus.COMPRESSED
+    compressor.add_decompress_hook(model)
+
+
+def _recompress(module: Any) -> None:
+    """Compress a module again, integers to themselves: in float32, since quotients of bfloat16 may round to others."""
+    from compressed_tensors.compressors import compress_module
+
+    scale = module.weight_scale.dtype
+    integers = module.quantization_scheme.weights.type == "int"
+    if integers:
+        module.weight.data, module.weight_scale.data = module.weight.data.float(), module.weight_scale.data.float()
+    compress_module(module)
+    if integers:
+        module.weight_scale.data = module.weight_scale.data.to(scale)
 
 
 def require_shapes(info: dict[str, Any], where: str) -> None:

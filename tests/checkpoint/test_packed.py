@@ -20,7 +20,8 @@ from typer.testing import CliRunner
 import glmlike
 from glmlike import CheckpointError, ConfigError, GlmLikeForCausalLM, GlmLikeModel
 from glmlike.checkpoint import packed_streams
-from glmlike.checkpoint.packed import PackedCheckpoint, read_config, unpacked
+from glmlike.checkpoint.packed import PackedCheckpoint, unpacked
+from glmlike.checkpoint.packed_configs import read_config
 from glmlike.checkpoint.shards import open_checkpoint
 from glmlike.checkpoint.streams import stretches
 from glmlike.cli import app
@@ -38,14 +39,14 @@ PUBLISHED = {
     "awq": AWQ,
     "compressed": Kind("compressed"),
     "compressed-8": Kind("compressed", bits=8, size=-1, symmetric=True),
-    "int8": Kind("int8", bits=8, size=-1, symmetric=True),
+    "int8": Kind("plain", bits=8, size=-1, symmetric=True),
 }
 
 
 @st.composite
 def kinds(draw: st.DrawFn) -> Kind:
-    packing = draw(st.sampled_from(("gptq", "gptq_v2", "awq", "compressed", "int8")))
-    bits = draw(st.sampled_from({"awq": (4,), "compressed": (4, 8), "int8": (8,)}.get(packing, (2, 4, 8))))
+    packing = draw(st.sampled_from(("gptq", "gptq_v2", "awq", "compressed", "plain")))
+    bits = draw(st.sampled_from({"awq": (4,), "compressed": (4, 8), "plain": (8,)}.get(packing, (2, 4, 8))))
     size = draw(st.sampled_from((-1, 8, 16, 32)))
     symmetric = packing != "awq" and draw(st.booleans())
     scale = draw(st.sampled_from((np.float16, np.float32)))
@@ -244,9 +245,22 @@ def test_a_plan_is_within_its_memory_and_names_the_stored_tensors(folders: Folde
         ("awq", {"version": "gemv"}, "AWQ with version='gemv'"),
         ("awq", {"backend": "llm-awq"}, "AWQ with version='llm-awq'"),
         ("awq", {"bits": 8}, "AWQ with bits=8"),
-        ("compressed", {"format": "float-quantized"}, "compressed-tensors with format='float-quantized'"),
+        *(
+            (
+                "compressed",
+                {"format": fmt},
+                f"compressed-tensors with format='{fmt}'.*'pack-quantized', 'int-quantized', ",
+            )
+            for fmt in ("mxfp6-pack-quantized", "marlin-24", "sparse-24-bitmask", "sparse-bitmask", "dense", "new")
+        ),
+        ("compressed", {"format": "float-quantized"}, r"in format='float-quantized'.*\(what is: floats of 8 bits by "),
+        ("compressed", {"format": "mixed-precision"}, "compressed-tensors with format='mixed-precision'"),
         ("compressed", {"transform_config": {"config_groups": {"u": {}}}}, "with a transform_config"),
-        ("compressed", {"sparsity_config": {"format": "sparse-24-bitmask"}}, "with a sparsity_config"),
+        (
+            "compressed",
+            {"sparsity_config": {"format": "sparse-24-bitmask"}},
+            "a sparsity_config of format 'sparse-24-bitmask'",
+        ),
         ("compressed", {"config_groups": {}}, "compressed-tensors with weights={}"),
         (
             "compressed",

@@ -26,7 +26,8 @@ from glmlike.checkpoint.inside import require_inside
 from glmlike.checkpoint.layouts import Cropped, Layout
 from glmlike.checkpoint.lazy import LazyStep, LazyTensor
 from glmlike.checkpoint.native import native_shapes
-from glmlike.checkpoint.packed import PackedCheckpoint, is_plain, method_of
+from glmlike.checkpoint.packed import PackedCheckpoint
+from glmlike.checkpoint.packed_configs import is_plain, method_of
 from glmlike.checkpoint.ranked import ranked_format
 from glmlike.checkpoint.rules import Rule, scales_of
 from glmlike.checkpoint.shards import read_json, tensors_of
