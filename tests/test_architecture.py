@@ -179,7 +179,9 @@ MAY: dict[str, set[str]] = {
     "loading": {
         *("torch", "transformers", "safetensors"),
         *("glmlike.configuration", "glmlike.errors", "glmlike.hub_json", "glmlike.quantization"),
+        "glmlike.packed_loading",
     },
+    "packed_loading": {"transformers", "compressed_tensors", "glmlike.configuration", "glmlike.errors"},
     "masking": {
         *("torch", "transformers"),
         *("glmlike.configuration", "glmlike.packing", "glmlike.prefix", "glmlike.renamed"),
@@ -199,6 +201,7 @@ MAY: dict[str, set[str]] = {
             "glmlike.lora",
             "glmlike.masking",
             "glmlike.norms",
+            "glmlike.packed_loading",
             "glmlike.packing",
             "glmlike.prefix",
             "glmlike.renamed",
@@ -364,6 +367,7 @@ MAY: dict[str, set[str]] = {
         *("glmlike.checkpoint.detection", "glmlike.checkpoint.lazy", "glmlike.checkpoint.native"),
         *("glmlike.checkpoint.inside", "glmlike.checkpoint.ranked", "glmlike.checkpoint.shards"),
         *("glmlike.checkpoint.companions", "glmlike.checkpoint.packed", "glmlike.checkpoint.streams"),
+        *("glmlike.checkpoint.packed_configs", "glmlike.checkpoint.sources"),
         *("glmlike.checkpoint.formats", "glmlike.checkpoint.layouts", "glmlike.hub_json"),
     },
 }

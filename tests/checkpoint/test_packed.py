@@ -18,7 +18,7 @@ from transformers import AutoModelForCausalLM, AutoModelForSequenceClassificatio
 from typer.testing import CliRunner
 
 import glmlike
-from glmlike import CheckpointError, ConfigError, GlmLikeForCausalLM, GlmLikeModel
+from glmlike import CheckpointError, ConfigError, GlmLikeForCausalLM, GlmLikeModel, packed_loading
 from glmlike.checkpoint import packed_streams
 from glmlike.checkpoint.packed import PackedCheckpoint, unpacked
 from glmlike.checkpoint.packed_configs import read_config
@@ -149,7 +149,7 @@ def test_converting_gives_the_floats_that_are_meant(name: str, kind: str, folder
 def test_loading_gives_the_floats_that_are_meant(
     name: str, kind: str, folders: Folders, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(glmlike.loading, "find_spec", lambda name: None)
+    monkeypatch.setattr(packed_loading, "find_spec", lambda name: None)
     packed, floats = folders(name, kind)
     made, meant = (GlmLikeForCausalLM.from_pretrained(folder) for folder in (packed, floats))
     assert made.dtype == meant.dtype == torch.float16
@@ -162,7 +162,7 @@ def test_loading_gives_the_floats_that_are_meant(
 def test_every_class_loads_them_and_another_method_quantizes_them_as_they_are_read(
     folders: Folders, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(glmlike.loading, "find_spec", lambda name: None if name == "gptqmodel" else object())
+    monkeypatch.setattr(packed_loading, "find_spec", lambda name: None if name == "gptqmodel" else object())
     packed, floats = folders("chatglm2", "gptq")
     ids = torch.arange(3, 9)[None]
     for auto in (AutoModelForCausalLM, GlmLikeModel, AutoModelForSequenceClassification):
@@ -183,7 +183,7 @@ def test_every_class_loads_them_and_another_method_quantizes_them_as_they_are_re
 def test_a_config_object_of_ones_own_and_arguments_are_heeded(
     folders: Folders, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(glmlike.loading, "find_spec", lambda name: None)
+    monkeypatch.setattr(packed_loading, "find_spec", lambda name: None)
     packed, _ = folders("chatglm2", "gptq")
     config = glmlike.ChatGLMConfig.from_pretrained(packed, generation="chatglm2").native()
     config.max_position_embeddings = 77
@@ -200,12 +200,14 @@ def test_what_transformers_can_keep_as_integers_it_does(folders: Folders, monkey
     """With the method's own library there, of unfused matrices: then loading is transformers', and not ours."""
     packed, _ = folders("tied-recipe", "gptq")
     asked = []
-    monkeypatch.setattr(glmlike.loading, "find_spec", lambda name: asked.append(name) or object())
-    assert glmlike.loading._open_packed(packed, None, None, {}) is None
+    monkeypatch.setattr(packed_loading, "find_spec", lambda name: asked.append(name) or object())
+    assert packed_loading.open_packed(packed, packed, None, None, {}) is None
     assert asked == ["optimum", "gptqmodel"]
     fused, _ = folders("glm-4-9b", "gptq")
-    assert glmlike.loading._open_packed(fused, None, None, {}) is not None
-    assert glmlike.loading._open_packed(fused, None, None, {"quantization_config": {"quant_method": "gptq"}}) is None
+    assert packed_loading.open_packed(fused, fused, None, None, {}) is not None
+    assert (
+        packed_loading.open_packed(fused, fused, None, None, {"quantization_config": {"quant_method": "gptq"}}) is None
+    )
 
 
 def test_inspect_says_the_method_and_quantize_what_to_do(folders: Folders, tmp_path: Path) -> None:
