@@ -181,7 +181,9 @@ MAY: dict[str, set[str]] = {
         *("glmlike.configuration", "glmlike.errors", "glmlike.hub_json", "glmlike.quantization"),
         "glmlike.packed_loading",
     },
-    "packed_loading": {"transformers", "compressed_tensors", "glmlike.configuration", "glmlike.errors"},
+    "packed_loading": {
+        *("transformers", "compressed_tensors", "glmlike.configuration", "glmlike.errors", "glmlike.hub_json"),
+    },
     "masking": {
         *("torch", "transformers"),
         *("glmlike.configuration", "glmlike.packing", "glmlike.prefix", "glmlike.renamed"),

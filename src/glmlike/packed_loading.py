@@ -17,6 +17,7 @@ from transformers.utils import logging
 
 from glmlike.configuration import GlmLikeConfig
 from glmlike.errors import ConfigError
+from glmlike.hub_json import INTEGER_METHOD
 
 logger = logging.get_logger(__name__)
 
@@ -59,43 +60,60 @@ def packed_folder(where: Any, config: Any, kwargs: Mapping[str, Any]) -> Path | 
         return None
     hub = {name: kwargs[name] for name in HUB_ARGUMENTS if kwargs.get(name) is not None}
     fields, _ = GlmLikeConfig.get_config_dict(where, **hub)
-    if _method(fields.get("quantization_config")) is None or _stays_packed(kwargs):
+    if _method(fields.get("quantization_config")) is None:
         return None
-    return next((found for fetch in packed_fetchers if (found := fetch(str(where), fields, hub, _is_installed))), None)
+    keeps = _keeps(kwargs)
+    return next((found for fetch in packed_fetchers if (found := fetch(str(where), fields, hub, keeps))), None)
 
 
 def open_packed(where: Any, folder: Path, spec: Any, generation: Any, kwargs: dict[str, Any]) -> Opened | None:
     """The config fields and the floats of a folder of packed integers; None where they stay integers, or are none.
 
-    A ``quantization_config`` that asks for floats (``dequantize=True``) is thereby answered and taken out.
+    A ``quantization_config`` of another method quantizes those floats. One that asks for them (``dequantize=True``) is
+    thereby answered and taken out.
+
+    Raises:
+        ConfigError: the integers are asked for, where only their floats can be had.
     """
-    if _stays_packed(kwargs):
+    keeps, asked = _keeps(kwargs), kwargs.get("quantization_config")
+    found = next((f for read in packed_readers if (f := read(folder, spec, generation, keeps))), None)
+    if found is None:
         return None
-    found = next((f for read in packed_readers if (f := read(folder, spec, generation, _is_installed))), None)
-    if found is not None:
-        if _method(kwargs.get("quantization_config")) is not None:
-            del kwargs["quantization_config"]
-        logger.warning_once(
-            f"{where}: its matrices are packed integers. They are read as the floats that these stand for, which take "
-            "the memory of floats."
+    if _stays_packed(asked) or _said(asked, "quant_method") == INTEGER_METHOD:
+        raise ConfigError(
+            f"{where}: quantization_config={type(asked).__name__}, but these integers can only become floats: some "
+            "matrices are several of the decoder's in one, or have zeros or an order of columns that transformers "
+            "does not take. Leave quantization_config out, and their floats are loaded."
         )
+    if _method(asked) is not None:
+        del kwargs["quantization_config"]
+    logger.warning_once(
+        f"{where}: its matrices are packed integers. They are read as the floats that these stand for, which take the "
+        "memory of floats."
+    )
     return found
 
 
+def _said(quantization: Any, name: str) -> Any:
+    """A field of a quantization config, an object or a dict of its fields."""
+    return quantization.get(name) if isinstance(quantization, Mapping) else getattr(quantization, name, None)
+
+
 def _method(quantization: Any) -> str | None:
-    """The method of a quantization config, an object or a dict of its fields, if it is one of those read as floats."""
-    if isinstance(quantization, Mapping):
-        method = quantization.get("quant_method")
-    else:
-        method = getattr(quantization, "quant_method", None)
+    """The method of a quantization config, if it is one of those read as floats."""
+    method = _said(quantization, "quant_method")
     return method if method in _READ_AS_FLOATS else None
 
 
-def _stays_packed(kwargs: Mapping[str, Any]) -> bool:
+def _stays_packed(asked: Any) -> bool:
     """Whether the integers are asked for: by a config of their own method that does not ask for floats."""
+    return _method(asked) is not None and _said(asked, "dequantize") is not True
+
+
+def _keeps(kwargs: Mapping[str, Any]) -> Callable[[str], bool]:
+    """Which methods' integers are to stay: what is asked for, or else those whose own library is there."""
     asked = kwargs.get("quantization_config")
-    floats = asked.get("dequantize") if isinstance(asked, Mapping) else getattr(asked, "dequantize", False)
-    return _method(asked) is not None and floats is not True
+    return _is_installed if asked is None else lambda method: _stays_packed(asked)
 
 
 def _is_installed(method: str) -> bool:
@@ -111,7 +129,7 @@ def require_packages(fields: Mapping[str, Any], where: Any) -> None:
         needed = " ".join(packages).replace("_", "-")
         gpu = " (which needs a GPU)" if "gptqmodel" in packages else ""
         readable = said["quant_method"] in _READ_AS_FLOATS
-        convert = f", or `glmlike convert {where} DST --to glmlike` and load DST, floats," if readable else ""
+        convert = f", or `glmlike convert {where} DST --to glmlike` and load DST (floats)" if readable else ""
         raise ConfigError(
             f"{where}: its matrices are quantized by {name}, and {' and '.join(missing)} is not installed. Run "
             f"`pip install {needed}`{gpu}{convert}, or use the repository of the floats it was made of."

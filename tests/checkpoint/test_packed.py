@@ -25,7 +25,7 @@ from glmlike.checkpoint.packed_configs import read_config
 from glmlike.checkpoint.shards import open_checkpoint
 from glmlike.checkpoint.streams import stretches
 from glmlike.cli import app
-from glmlike.quantizing import quantize
+from glmlike.quantizing import METHODS, quantize
 from packed_folders import Integers, Kind, stored, write_packed
 from packed_folders import quantize as packed_of
 from specs import FAMILY, SPECS
@@ -205,9 +205,36 @@ def test_what_transformers_can_keep_as_integers_it_does(folders: Folders, monkey
     assert asked == ["optimum", "gptqmodel"]
     fused, _ = folders("glm-4-9b", "gptq")
     assert packed_loading.open_packed(fused, fused, None, None, {}) is not None
-    assert (
-        packed_loading.open_packed(fused, fused, None, None, {"quantization_config": {"quant_method": "gptq"}}) is None
-    )
+    for asked in ({"quant_method": "gptq"}, glmlike.GlmIntConfig()):
+        with pytest.raises(ConfigError, match="can only become floats: .* Leave quantization_config out"):
+            GlmLikeForCausalLM.from_pretrained(fused, quantization_config=asked)
+
+
+@pytest.mark.parametrize("method", ["int8", "torchao-int8-wo", "float8"])
+@pytest.mark.parametrize("name", ["chatglm2", "tied-recipe"])
+def test_another_method_quantizes_the_floats(
+    name: str, method: str, folders: Folders, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where the integers could stay; what is saved is of that method, and reloads exactly."""
+    pytest.importorskip(METHODS[method].engine)
+    packed, floats = folders(name, "gptq")
+    config = METHODS[method].config
+    assert config is not None
+    with monkeypatch.context() as patch:
+        patch.setattr(packed_loading, "find_spec", lambda name: object())
+        made, meant = (
+            GlmLikeForCausalLM.from_pretrained(folder, quantization_config=config(), dtype=torch.float32).eval()
+            for folder in (packed, floats)
+        )
+    ids = torch.arange(3, 9)[None]
+    with torch.no_grad():
+        found = made(ids).logits
+        assert torch.equal(found, meant(ids).logits)
+        assert type(made.model.layers[0].mlp.up_proj.weight) is not torch.nn.Parameter
+        made.save_pretrained(tmp_path)
+        said = json.loads((tmp_path / "config.json").read_text())["quantization_config"]["quant_method"]
+        assert said == METHODS[method].engine
+        assert torch.equal(GlmLikeForCausalLM.from_pretrained(tmp_path, dtype=torch.float32).eval()(ids).logits, found)
 
 
 def test_inspect_says_the_method_and_quantize_what_to_do(folders: Folders, tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -177,6 +178,27 @@ def test_what_is_not_read_is_refused_before_it_is_downloaded(
         with pytest.raises(ConfigError, match=rf"{USER}/three: config.json: GPTQ with bits=3: its files are not read"):
             load(auto, f"{USER}/three", cache_dir=tmp_path)
     assert not list(tmp_path.rglob("*.safetensors"))
+
+
+@pytest.mark.parametrize("installed", [False, True])
+@pytest.mark.parametrize("recipe", ["int4-group-zeros", "int8-channel", "fp8-block", "nvfp4"])
+def test_what_compressed_tensors_itself_wrote(
+    recipe: str, installed: bool, make: Callable[..., Any], hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of a fused layout: floats, in every class, whether the library is installed or not."""
+    pytest.importorskip("compressed_tensors")
+    from compressed_folders import RECIPES, write_compressed
+
+    if installed:
+        monkeypatch.setattr(packed_loading, "find_spec", importlib.util.find_spec)
+    make(SPECS["chatglm2"].replace(num_hidden_layers=2)).save_pretrained(tmp_path / "native")
+    glmlike.convert(tmp_path / "native", tmp_path / "foreign", to="chatglm", dtype="bfloat16", verify="none")
+    with torch._dynamo.config.patch(disable=True):
+        packed, floats = write_compressed(tmp_path / "foreign", tmp_path, RECIPES[recipe])
+    name = f"{USER}/{recipe}-{installed}"
+    hub.put(name, {path.name: path.read_bytes() for path in packed.iterdir()})
+    for auto in (GlmLikeForCausalLM, *CLASSES):
+        assert same(load(auto, name), load(auto, floats))
 
 
 @pytest.mark.parametrize("family", ["llama-3", "qwen2.5"])
