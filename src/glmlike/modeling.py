@@ -117,7 +117,8 @@ class GlmLikePreTrainedModel(PreTrainedModel):
     ``from_pretrained`` takes a folder or Hub id in any known format (glmlike, glm-10b, glm-130b, chatglm-6b, chatglm,
     glm, glm4, llama, qwen2, meta), and every argument transformers knows; ``generation="chatglm2"`` (or ``"chatglm3"``)
     answers what ``rope_ratio`` means in the one case where no config field does. Pre-quantized ChatGLM folders become
-    floats, or stay integers with ``quantization_config=GlmIntConfig(dequantize=False)``. Folders of rank
+    floats, or stay integers with ``quantization_config=GlmIntConfig(dequantize=False)``; matrices that GPTQ, AWQ or
+    compressed-tensors packed become floats wherever transformers cannot keep them. Folders of rank
     files (GLM-130B, Meta's LLaMA) have no config.json; ``spec`` (a name such as ``"glm-130b"``, or a DecoderSpec) says
     their decoder where no ``model_config.json`` or ``params.json`` does and their shapes leave it open.
     ``save_pretrained`` writes native names and a ``glmlike`` config, whatever was loaded: what was read from fused
