@@ -50,7 +50,7 @@ class Kind:
         }
         return {
             "quant_method": "compressed-tensors",
-            "format": "int-quantized" if self.packing == "int8" else "pack-quantized",
+            "format": "int-quantized" if self.packing == "plain" else "pack-quantized",
             "quantization_status": "compressed",
             "config_groups": {"group_0": {"targets": ["Linear"], "weights": weights}},
             "ignore": ["lm_head"],
@@ -134,7 +134,7 @@ def stored(found: Integers, kind: Kind) -> dict[str, np.ndarray]:
             "g_idx": found.groups.astype(np.int32),
         }
     half = 2 ** (bits - 1)
-    if kind.packing == "int8":
+    if kind.packing == "plain":
         made = {"weight": (found.values - half).astype(np.int8), "weight_scale": found.scales}
         zeros = (found.zeros - half).astype(np.int8)
     else:

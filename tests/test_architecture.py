@@ -182,6 +182,10 @@ MAY: dict[str, set[str]] = {
     "loading": {
         *("torch", "transformers", "safetensors"),
         *("glmlike.configuration", "glmlike.errors", "glmlike.hub_json", "glmlike.quantization"),
+        "glmlike.packed_loading",
+    },
+    "packed_loading": {
+        *("transformers", "compressed_tensors", "glmlike.configuration", "glmlike.errors", "glmlike.hub_json"),
     },
     "masking": {
         *("torch", "transformers"),
@@ -202,6 +206,7 @@ MAY: dict[str, set[str]] = {
             "glmlike.lora",
             "glmlike.masking",
             "glmlike.norms",
+            "glmlike.packed_loading",
             "glmlike.packing",
             "glmlike.prefix",
             "glmlike.renamed",
@@ -246,9 +251,10 @@ MAY: dict[str, set[str]] = {
         *("torch", "glmlike.errors", "glmlike.packed_integers"),
         *("glmlike.checkpoint.headers", "glmlike.checkpoint.streams"),
     },
+    "checkpoint/packed_configs": {"glmlike.errors", "glmlike.checkpoint.packed_streams"},
     "checkpoint/packed": {
-        *("torch", "glmlike.errors", "glmlike.checkpoint.headers", "glmlike.checkpoint.packed_streams"),
-        *("glmlike.checkpoint.shards", "glmlike.checkpoint.streams"),
+        *("torch", "glmlike.errors", "glmlike.checkpoint.headers", "glmlike.checkpoint.packed_configs"),
+        *("glmlike.checkpoint.packed_streams", "glmlike.checkpoint.shards", "glmlike.checkpoint.streams"),
     },
     "checkpoint/quantized": {"glmlike.errors", "glmlike.checkpoint.headers"},
     "checkpoint/quantizer": {
@@ -366,6 +372,7 @@ MAY: dict[str, set[str]] = {
         *("glmlike.checkpoint.detection", "glmlike.checkpoint.lazy", "glmlike.checkpoint.native"),
         *("glmlike.checkpoint.inside", "glmlike.checkpoint.ranked", "glmlike.checkpoint.shards"),
         *("glmlike.checkpoint.companions", "glmlike.checkpoint.packed", "glmlike.checkpoint.streams"),
+        *("glmlike.checkpoint.packed_configs", "glmlike.checkpoint.sources"),
         *("glmlike.checkpoint.formats", "glmlike.checkpoint.layouts", "glmlike.hub_json"),
     },
 }

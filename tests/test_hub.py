@@ -22,6 +22,7 @@ TESTS = Path(__file__).parent
     ("cases", "mode"),
     [
         ("hub_session.py", "lfs"),
+        ("packed_session.py", "lfs"),
         pytest.param("hub_session.py", "xet", marks=pytest.mark.exhaustive),
         ("push_session.py", "lfs"),
         ("push_session.py", "xet"),

@@ -19,7 +19,7 @@ from transformers import (
 )
 
 import glmlike
-from glmlike import CheckpointError, ConfigError, GlmLikeForCausalLM, GlmLikeModel, loading
+from glmlike import CheckpointError, ConfigError, GlmLikeForCausalLM, GlmLikeModel, packed_loading
 from glmlike.quantizing import METHODS
 from glmlike.spec import DecoderSpec
 from specs import FAMILY, SPECS
@@ -270,7 +270,7 @@ def test_a_missing_library_is_named(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """And not a module of it that some import inside transformers did not find."""
-    monkeypatch.setattr(loading, "find_spec", lambda name: None if name != "optimum" else object())
+    monkeypatch.setattr(packed_loading, "find_spec", lambda name: None if name != "optimum" else object())
     folder = Path(shutil.copytree(folders("chatglm2")["native"], tmp_path / method))
     fields = json.loads((folder / "config.json").read_text())
     stored = {"quantization_config": {"quant_method": method, "bits": 4, "group_size": 32}}

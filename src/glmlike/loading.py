@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from importlib.util import find_spec
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any
@@ -13,18 +12,19 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 from transformers.configuration_utils import PreTrainedConfig
+from transformers.generation.configuration_utils import GenerationConfig
 from transformers.modeling_utils import PreTrainedModel
 from transformers.quantizers.auto import AutoQuantizationConfig
-from transformers.utils import logging
+from transformers.utils import GENERATION_CONFIG_NAME, logging
 
 from glmlike import hub_json
 from glmlike.configuration import GlmLikeConfig, as_native
 from glmlike.errors import CheckpointError, ConfigError, conversion_failures
+from glmlike.packed_loading import HUB_ARGUMENTS, open_packed, packed_folder, require_packages
 from glmlike.quantization import GlmIntConfig
 
 logger = logging.get_logger(__name__)
 
-_HUB_ARGUMENTS = ("cache_dir", "force_download", "local_files_only", "token", "revision", "proxies", "subfolder")
 _SHARDED_ARGUMENTS = ("distributed_config", "tp_plan", "tp_size")
 
 FolderReader = Callable[[Path, Any], "tuple[dict[str, Any], dict[str, Any]] | None"]
@@ -32,22 +32,17 @@ folder_readers: dict[str, FolderReader] = {}
 """Readers of folders that transformers cannot open, by format; registration fills it. Each takes a folder and ``spec``,
 and returns the fields of a GlmLikeConfig and the native tensors, made when they are indexed; None for other folders."""
 
-PackedReader = Callable[[Path, Any, Any, Callable[[str], bool]], "tuple[dict[str, Any], dict[str, Any]] | None"]
-packed_readers: list[PackedReader] = []
-"""The reader of folders of packed integers as floats, likewise. It takes a folder, ``spec``, ``generation`` and which
-methods' own libraries are there."""
-
 # Arguments that are fields of a config as well, and that transformers' loader takes itself.
 _LOADERS_OWN = ("dtype", "torch_dtype", "attn_implementation", "quantization_config")
 
 
 def open_folder(
     where: Any, config: Any, spec: Any, generation: Any, kwargs: dict[str, Any]
-) -> tuple[Any, dict[str, Any]] | None:
-    """The config and the tensors of a folder that transformers cannot open; None where it can.
+) -> tuple[Any, dict[str, Any], Path] | None:
+    """The config and the tensors of a folder or repository that transformers cannot open; None where it can.
 
-    A ``config`` object that is passed says the decoder as ``spec`` does. Arguments that are config fields
-    (``use_cache``, token ids) are taken out of ``kwargs`` and set.
+    With them the folder that was read. A ``config`` object that is passed says the decoder as ``spec`` does. Arguments
+    that are config fields (``use_cache``, token ids) are taken out of ``kwargs`` and set.
 
     Raises:
         ConfigError: ``spec`` is passed for another folder, or an argument needs files that transformers opens.
@@ -57,12 +52,14 @@ def open_folder(
     passed = as_native(config) if isinstance(config, PreTrainedConfig) else None
     said = passed.spec if spec is None and passed is not None else spec
     found = next((f for read in folder_readers.values() if folder and (f := read(folder, said)) is not None), None)
-    packed = None if found is not None or folder is None else _open_packed(folder, spec, generation, kwargs)
-    found = found or packed
+    packed = None
+    if found is None and (folder := packed_folder(where, config, kwargs)) is not None:
+        packed = found = open_packed(where, folder, spec, generation, kwargs)
     if found is None:
         if spec is not None:
             raise ConfigError(f"{where}: spec= is for folders of rank files, which have no config.json. Leave it out.")
         return None
+    assert folder is not None
     _refuse_what_needs_files(where, kwargs, "rank files" if packed is None else "packed integers")
     fields, tensors = found
     native = GlmLikeConfig.from_dict(fields) if passed is None else passed
@@ -73,24 +70,15 @@ def open_folder(
     kwargs.pop("subfolder", None)
     for name in [name for name in kwargs if name not in _LOADERS_OWN and hasattr(native, name)]:
         setattr(native, name, kwargs.pop(name))
-    return native, tensors
+    return native, tensors, folder
 
 
-def _open_packed(
-    folder: Path, spec: Any, generation: Any, kwargs: dict[str, Any]
-) -> tuple[dict[str, Any], dict[str, Any]] | None:
-    """The floats of a folder of packed integers, unless they are to stay integers."""
-    asked = kwargs.get("quantization_config")
-    method = asked.get("quant_method") if isinstance(asked, Mapping) else getattr(asked, "quant_method", None)
-    if method in _READ_AS_FLOATS or kwargs.get("state_dict") is not None:
-        return None
-    found = next((f for read in packed_readers if (f := read(folder, spec, generation, _is_installed))), None)
-    if found is not None:
-        logger.warning_once(
-            f"{folder}: its matrices are packed integers. They are read as the floats that these stand for, which take "
-            "the memory of floats."
-        )
-    return found
+def settle_opened(model: PreTrainedModel, folder: Path, where: str, kwargs: Mapping[str, Any]) -> None:
+    """Give a model made of :func:`open_folder`'s tensors what transformers gives one that it opened itself."""
+    model.config.name_or_path = model.name_or_path = where
+    said = kwargs.get("generation_config") is not None
+    if model.can_generate() and not said and (folder / GENERATION_CONFIG_NAME).is_file():
+        model.generation_config = GenerationConfig.from_pretrained(folder)
 
 
 def _refuse_what_needs_files(where: Any, kwargs: dict[str, Any], kind: str) -> None:
@@ -113,7 +101,7 @@ def resolve_config(where: Any, config: Any, generation: str | None, kwargs: dict
     if isinstance(config, PreTrainedConfig):
         config = as_native(config)
     elif generation is not None or sharded:
-        hub = {name: kwargs[name] for name in _HUB_ARGUMENTS if name in kwargs}
+        hub = {name: kwargs[name] for name in HUB_ARGUMENTS if name in kwargs}
         config = GlmLikeConfig.from_pretrained(config or where, generation=generation, **hub)
     if sharded and config.fused_format is not None:
         raise ConfigError(
@@ -168,7 +156,7 @@ def resolve_files(where: Any, config: Any, kwargs: dict[str, Any]) -> Any:
         ConfigError: a quantization is asked for that does not go with the integers of the files.
     """
     asked = kwargs.get("quantization_config")
-    hub = {name: kwargs[name] for name in _HUB_ARGUMENTS if name in kwargs}
+    hub = {name: kwargs[name] for name in HUB_ARGUMENTS if name in kwargs}
     fields: Mapping[str, Any] = {}
     if isinstance(config, GlmLikeConfig):
         fields = {"quantization_config": dict(getattr(config, "quantization_config", None) or {})}
@@ -180,7 +168,7 @@ def resolve_files(where: Any, config: Any, kwargs: dict[str, Any]) -> Any:
         return config
     for make in _key_mappings if dropped else ():
         kwargs["key_mapping"] = {**make(dropped), **(kwargs.get("key_mapping") or {})}
-    _require_packages(fields, where)
+    require_packages(fields, where)
     bits = hub_json.integer_bits(fields, str(where))
     if isinstance(asked, dict) and asked.get("quant_method") == hub_json.INTEGER_METHOD:
         asked = GlmIntConfig(**asked)
@@ -198,37 +186,6 @@ def resolve_files(where: Any, config: Any, kwargs: dict[str, Any]) -> Any:
     return config
 
 
-_PACKAGES = {
-    "gptq": (("optimum", "gptqmodel"), "GPTQ"),
-    "awq": (("gptqmodel",), "AWQ"),
-    "compressed-tensors": (("compressed_tensors",), "compressed-tensors"),
-    "torchao": (("torchao",), "torchao"),
-    "bitsandbytes": (("bitsandbytes", "accelerate"), "bitsandbytes"),
-}
-"""What transformers needs to read files that another library quantized."""
-_READ_AS_FLOATS = ("gptq", "awq", "compressed-tensors")
-
-
-def _is_installed(method: str) -> bool:
-    return all(find_spec(package) is not None for package in _PACKAGES[method][0])
-
-
-def _require_packages(fields: Mapping[str, Any], where: Any) -> None:
-    """Raise ConfigError if config.json says that the files need a package that is not installed."""
-    said = fields.get("quantization_config") or {}
-    packages, name = _PACKAGES.get(said.get("quant_method", "") if isinstance(said, Mapping) else "", ((), ""))
-    missing = [package.replace("_", "-") for package in packages if find_spec(package) is None]
-    if missing:
-        needed = " ".join(packages).replace("_", "-")
-        gpu = " (which needs a GPU)" if "gptqmodel" in packages else ""
-        readable = said["quant_method"] in _READ_AS_FLOATS
-        convert = f", or `glmlike convert {where} DST --to glmlike` and load DST, floats," if readable else ""
-        raise ConfigError(
-            f"{where}: its matrices are quantized by {name}, and {' and '.join(missing)} is not installed. Run "
-            f"`pip install {needed}`{gpu}{convert}, or use the repository of the floats it was made of."
-        )
-
-
 _SKIP_LISTS = ("llm_int8_skip_modules", "modules_to_not_convert", "skip_modules")
 """What the quantization configs of transformers call the modules that stay floats."""
 
@@ -239,7 +196,7 @@ def keep_head(head: str, where: Any, config: Any, kwargs: dict[str, Any]) -> Any
     transformers leaves the last *parameter* of a model out, which is such a head's bias, and its matrix is replaced by
     an empty quantized one: a head that is to be trained would fail in its first forward.
     """
-    hub = {name: kwargs[name] for name in _HUB_ARGUMENTS if name in kwargs}
+    hub = {name: kwargs[name] for name in HUB_ARGUMENTS if name in kwargs}
     asked = kwargs.get("quantization_config")
     if asked is not None:
         kwargs["quantization_config"] = _with_skipped(asked, head)
@@ -339,18 +296,6 @@ def _said_method(where: str) -> Any:
         return None
     fields, _ = GlmLikeConfig.get_config_dict(where)
     return (fields.get("quantization_config") or {}).get("quant_method")
-
-
-def recompress(model: PreTrainedModel) -> None:
-    """Put compressed-tensors' matrices back in the form that config.json says they are saved in.
-
-    The first forward decompresses them for good, and transformers would then save floats as if they were compressed.
-    """
-    quantizer = getattr(model, "hf_quantizer", None)
-    compressor = getattr(quantizer, "compressor", None)
-    statuses = (getattr(module, "quantization_status", None) for module in model.modules())
-    if compressor is not None and any(status == "decompressed" for status in statuses):
-        compressor.compress_model(model)
 
 
 def require_shapes(info: dict[str, Any], where: str) -> None:

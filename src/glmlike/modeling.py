@@ -37,13 +37,13 @@ from glmlike.loading import (
     keep_head,
     one_sentence,
     open_folder,
-    recompress,
     require_decoder,
     require_integers_declared,
     require_readable,
     require_shapes,
     resolve_config,
     resolve_files,
+    settle_opened,
     warn_about_cpu_float16,
 )
 from glmlike.lora import native_folder, require_magnitudes
@@ -51,6 +51,7 @@ from glmlike.loss import causal_lm_loss, is_plain_head
 from glmlike.masking import attention_masks, default_positions, packed_by_positions, visible_contexts
 from glmlike.norms import build_norm
 from glmlike.outputs import DeferredLogits, LossOutput
+from glmlike.packed_loading import recompress
 from glmlike.packing import require_kernel, require_packable, restart
 from glmlike.prefix import refuse_paged
 from glmlike.prefix_encoder import PrefixEncoder, PrefixLinear, add_columns, refuse_unprefixed, settle_prefix
@@ -116,7 +117,8 @@ class GlmLikePreTrainedModel(PreTrainedModel):
     ``from_pretrained`` takes a folder or Hub id in any known format (glmlike, glm-10b, glm-130b, chatglm-6b, chatglm,
     glm, glm4, llama, qwen2, meta), and every argument transformers knows; ``generation="chatglm2"`` (or ``"chatglm3"``)
     answers what ``rope_ratio`` means in the one case where no config field does. Pre-quantized ChatGLM folders become
-    floats, or stay integers with ``quantization_config=GlmIntConfig(dequantize=False)``. Folders of rank
+    floats, or stay integers with ``quantization_config=GlmIntConfig(dequantize=False)``; matrices that GPTQ, AWQ or
+    compressed-tensors packed become floats wherever transformers cannot keep them. Folders of rank
     files (GLM-130B, Meta's LLaMA) have no config.json; ``spec`` (a name such as ``"glm-130b"``, or a DecoderSpec) says
     their decoder where no ``model_config.json`` or ``params.json`` does and their shapes leave it open.
     ``save_pretrained`` writes native names and a ``glmlike`` config, whatever was loaded: what was read from fused
@@ -171,7 +173,7 @@ class GlmLikePreTrainedModel(PreTrainedModel):
         where = "state_dict" if pretrained_model_name_or_path is None else str(pretrained_model_name_or_path)
         opened = open_folder(pretrained_model_name_or_path, config, spec, generation, kwargs)
         if opened is not None:
-            pretrained_model_name_or_path, config, kwargs["state_dict"] = None, *opened
+            pretrained_model_name_or_path, (config, kwargs["state_dict"], folder) = None, opened
         require_readable(pretrained_model_name_or_path, kwargs)
         config = resolve_config(pretrained_model_name_or_path, config, generation, kwargs)
         config = resolve_files(pretrained_model_name_or_path, config, kwargs)
@@ -193,7 +195,7 @@ class GlmLikePreTrainedModel(PreTrainedModel):
         if not reinitialize:
             require_shapes(info, where)
         if opened is not None:
-            model.config.name_or_path = model.name_or_path = where
+            settle_opened(model, folder, where, kwargs)
         if opened is not None or kwargs.get("state_dict") is None:  # tensors handed over are the caller's own choice
             require_decoder(model, info, where)
         if getattr(model, "is_loaded_in_4bit", False):

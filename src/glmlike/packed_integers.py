@@ -3,7 +3,7 @@
 The number of row o and column i is ``(integer[o, i] - zero[o, g]) * scale[o, g]``, where ``g`` is the group of column
 i. Words are little-endian int32, the first integer in the lowest bits. Shapes: O rows, I columns, G groups of columns.
 Sources of the packings: ``pack`` of GPTQModel's quantized linear layers; ``WQLinear_GEMM.from_linear`` of AutoAWQ;
-``pack_to_int32`` of compressed-tensors.
+``pack_to_int32`` and the compressors of compressed-tensors, whose floats of 4 and 8 bits are read here, too.
 """
 
 from __future__ import annotations
@@ -35,6 +35,28 @@ def unpack_awq_words(words: Tensor) -> Tensor:
     """[..., W] int32 of AWQ to [..., 8 W] uint8 in 0..15, in the order of the numbers that they stand for."""
     integers = unpack_words(words, 4)
     return integers.view(*words.shape, 8)[..., list(_AWQ_PLACES)].flatten(-2)
+
+
+_FP4 = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0)
+"""The magnitudes of 4-bit floats with two bits of exponent (E2M1), by their lower three bits."""
+
+
+def unpack_fp4(packed: Tensor) -> Tensor:
+    """[..., W] uint8 to [..., 2 W] float32: of a byte the lower four bits first, the highest of the four the sign."""
+    import torch
+
+    table = torch.tensor((*_FP4, *(-number for number in _FP4)))
+    nibbles = torch.stack((packed & 15, packed >> 4), -1).flatten(-2)
+    return table[nibbles.int()]
+
+
+def wide_scales(scales: Tensor) -> Tensor:
+    """The scales as floats that can be computed with: float8 in float32, and bytes as the exponents that they are."""
+    import torch
+
+    if scales.dtype == torch.uint8:  # E8M0
+        return torch.exp2(scales.float() - 127)
+    return scales.float() if scales.dtype == torch.float8_e4m3fn else scales
 
 
 def gptq_zeros(words: Tensor, bits: int) -> Tensor:

@@ -70,7 +70,7 @@ def _register_configs() -> None:
 def _register_models() -> None:
     from transformers.models.auto import modeling_auto
 
-    from glmlike import loading, lora, modeling
+    from glmlike import loading, lora, modeling, packed_loading
     from glmlike.checkpoint import adapters, on_the_fly, quantizer
     from glmlike.configuration import ChatGLMConfig, GlmLikeConfig
 
@@ -91,7 +91,8 @@ def _register_models() -> None:
             _publish(getattr(modeling, name))
     on_the_fly.register()
     loading.folder_readers["glm-130b"] = on_the_fly.open_folder
-    loading.packed_readers[:] = [on_the_fly.open_packed]
+    packed_loading.packed_readers[:] = [on_the_fly.open_packed]
+    packed_loading.packed_fetchers[:] = [on_the_fly.fetch_packed]
     loading.use_file_check(on_the_fly.require_readable)
     loading.use_key_mapping(on_the_fly.key_mapping)
     quantizer.register()

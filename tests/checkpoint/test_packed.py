@@ -18,13 +18,14 @@ from transformers import AutoModelForCausalLM, AutoModelForSequenceClassificatio
 from typer.testing import CliRunner
 
 import glmlike
-from glmlike import CheckpointError, ConfigError, GlmLikeForCausalLM, GlmLikeModel
+from glmlike import CheckpointError, ConfigError, GlmLikeForCausalLM, GlmLikeModel, packed_loading
 from glmlike.checkpoint import packed_streams
-from glmlike.checkpoint.packed import PackedCheckpoint, read_config, unpacked
+from glmlike.checkpoint.packed import PackedCheckpoint, unpacked
+from glmlike.checkpoint.packed_configs import read_config
 from glmlike.checkpoint.shards import open_checkpoint
 from glmlike.checkpoint.streams import stretches
 from glmlike.cli import app
-from glmlike.quantizing import quantize
+from glmlike.quantizing import METHODS, quantize
 from packed_folders import Integers, Kind, stored, write_packed
 from packed_folders import quantize as packed_of
 from specs import FAMILY, SPECS
@@ -38,14 +39,14 @@ PUBLISHED = {
     "awq": AWQ,
     "compressed": Kind("compressed"),
     "compressed-8": Kind("compressed", bits=8, size=-1, symmetric=True),
-    "int8": Kind("int8", bits=8, size=-1, symmetric=True),
+    "int8": Kind("plain", bits=8, size=-1, symmetric=True),
 }
 
 
 @st.composite
 def kinds(draw: st.DrawFn) -> Kind:
-    packing = draw(st.sampled_from(("gptq", "gptq_v2", "awq", "compressed", "int8")))
-    bits = draw(st.sampled_from({"awq": (4,), "compressed": (4, 8), "int8": (8,)}.get(packing, (2, 4, 8))))
+    packing = draw(st.sampled_from(("gptq", "gptq_v2", "awq", "compressed", "plain")))
+    bits = draw(st.sampled_from({"awq": (4,), "compressed": (4, 8), "plain": (8,)}.get(packing, (2, 4, 8))))
     size = draw(st.sampled_from((-1, 8, 16, 32)))
     symmetric = packing != "awq" and draw(st.booleans())
     scale = draw(st.sampled_from((np.float16, np.float32)))
@@ -148,7 +149,7 @@ def test_converting_gives_the_floats_that_are_meant(name: str, kind: str, folder
 def test_loading_gives_the_floats_that_are_meant(
     name: str, kind: str, folders: Folders, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(glmlike.loading, "find_spec", lambda name: None)
+    monkeypatch.setattr(packed_loading, "find_spec", lambda name: None)
     packed, floats = folders(name, kind)
     made, meant = (GlmLikeForCausalLM.from_pretrained(folder) for folder in (packed, floats))
     assert made.dtype == meant.dtype == torch.float16
@@ -161,7 +162,7 @@ def test_loading_gives_the_floats_that_are_meant(
 def test_every_class_loads_them_and_another_method_quantizes_them_as_they_are_read(
     folders: Folders, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(glmlike.loading, "find_spec", lambda name: None if name == "gptqmodel" else object())
+    monkeypatch.setattr(packed_loading, "find_spec", lambda name: None if name == "gptqmodel" else object())
     packed, floats = folders("chatglm2", "gptq")
     ids = torch.arange(3, 9)[None]
     for auto in (AutoModelForCausalLM, GlmLikeModel, AutoModelForSequenceClassification):
@@ -182,7 +183,7 @@ def test_every_class_loads_them_and_another_method_quantizes_them_as_they_are_re
 def test_a_config_object_of_ones_own_and_arguments_are_heeded(
     folders: Folders, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(glmlike.loading, "find_spec", lambda name: None)
+    monkeypatch.setattr(packed_loading, "find_spec", lambda name: None)
     packed, _ = folders("chatglm2", "gptq")
     config = glmlike.ChatGLMConfig.from_pretrained(packed, generation="chatglm2").native()
     config.max_position_embeddings = 77
@@ -199,12 +200,41 @@ def test_what_transformers_can_keep_as_integers_it_does(folders: Folders, monkey
     """With the method's own library there, of unfused matrices: then loading is transformers', and not ours."""
     packed, _ = folders("tied-recipe", "gptq")
     asked = []
-    monkeypatch.setattr(glmlike.loading, "find_spec", lambda name: asked.append(name) or object())
-    assert glmlike.loading._open_packed(packed, None, None, {}) is None
+    monkeypatch.setattr(packed_loading, "find_spec", lambda name: asked.append(name) or object())
+    assert packed_loading.open_packed(packed, packed, None, None, {}) is None
     assert asked == ["optimum", "gptqmodel"]
     fused, _ = folders("glm-4-9b", "gptq")
-    assert glmlike.loading._open_packed(fused, None, None, {}) is not None
-    assert glmlike.loading._open_packed(fused, None, None, {"quantization_config": {"quant_method": "gptq"}}) is None
+    assert packed_loading.open_packed(fused, fused, None, None, {}) is not None
+    for asked in ({"quant_method": "gptq"}, glmlike.GlmIntConfig()):
+        with pytest.raises(ConfigError, match="can only become floats: .* Leave quantization_config out"):
+            GlmLikeForCausalLM.from_pretrained(fused, quantization_config=asked)
+
+
+@pytest.mark.parametrize("method", ["int8", "torchao-int8-wo", "float8"])
+@pytest.mark.parametrize("name", ["chatglm2", "tied-recipe"])
+def test_another_method_quantizes_the_floats(
+    name: str, method: str, folders: Folders, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where the integers could stay; what is saved is of that method, and reloads exactly."""
+    pytest.importorskip(METHODS[method].engine)
+    packed, floats = folders(name, "gptq")
+    config = METHODS[method].config
+    assert config is not None
+    with monkeypatch.context() as patch:
+        patch.setattr(packed_loading, "find_spec", lambda name: object())
+        made, meant = (
+            GlmLikeForCausalLM.from_pretrained(folder, quantization_config=config(), dtype=torch.float32).eval()
+            for folder in (packed, floats)
+        )
+    ids = torch.arange(3, 9)[None]
+    with torch.no_grad():
+        found = made(ids).logits
+        assert torch.equal(found, meant(ids).logits)
+        assert type(made.model.layers[0].mlp.up_proj.weight) is not torch.nn.Parameter
+        made.save_pretrained(tmp_path)
+        said = json.loads((tmp_path / "config.json").read_text())["quantization_config"]["quant_method"]
+        assert said == METHODS[method].engine
+        assert torch.equal(GlmLikeForCausalLM.from_pretrained(tmp_path, dtype=torch.float32).eval()(ids).logits, found)
 
 
 def test_inspect_says_the_method_and_quantize_what_to_do(folders: Folders, tmp_path: Path) -> None:
@@ -244,9 +274,22 @@ def test_a_plan_is_within_its_memory_and_names_the_stored_tensors(folders: Folde
         ("awq", {"version": "gemv"}, "AWQ with version='gemv'"),
         ("awq", {"backend": "llm-awq"}, "AWQ with version='llm-awq'"),
         ("awq", {"bits": 8}, "AWQ with bits=8"),
-        ("compressed", {"format": "float-quantized"}, "compressed-tensors with format='float-quantized'"),
+        *(
+            (
+                "compressed",
+                {"format": fmt},
+                f"compressed-tensors with format='{fmt}'.*'pack-quantized', 'int-quantized', ",
+            )
+            for fmt in ("mxfp6-pack-quantized", "marlin-24", "sparse-24-bitmask", "sparse-bitmask", "dense", "new")
+        ),
+        ("compressed", {"format": "float-quantized"}, r"in format='float-quantized'.*\(what is: floats of 8 bits by "),
+        ("compressed", {"format": "mixed-precision"}, "compressed-tensors with format='mixed-precision'"),
         ("compressed", {"transform_config": {"config_groups": {"u": {}}}}, "with a transform_config"),
-        ("compressed", {"sparsity_config": {"format": "sparse-24-bitmask"}}, "with a sparsity_config"),
+        (
+            "compressed",
+            {"sparsity_config": {"format": "sparse-24-bitmask"}},
+            "a sparsity_config of format 'sparse-24-bitmask'",
+        ),
         ("compressed", {"config_groups": {}}, "compressed-tensors with weights={}"),
         (
             "compressed",

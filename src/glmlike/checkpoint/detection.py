@@ -14,7 +14,8 @@ from glmlike.checkpoint.given import require_agreement
 from glmlike.checkpoint.headers import require_shapes
 from glmlike.checkpoint.layouts import Repeated
 from glmlike.checkpoint.native import native_shapes
-from glmlike.checkpoint.packed import NAMES, PackedCheckpoint, first_packed, read_config, unpacked
+from glmlike.checkpoint.packed import PackedCheckpoint, first_packed, unpacked
+from glmlike.checkpoint.packed_configs import NAMES, read_config
 from glmlike.checkpoint.quantized import SCALE, find_integers, with_integers
 from glmlike.checkpoint.ranked import RANKED, ranked_format
 from glmlike.checkpoint.ranks import RankedCheckpoint

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import itertools
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -26,10 +26,12 @@ from glmlike.checkpoint.inside import require_inside
 from glmlike.checkpoint.layouts import Cropped, Layout
 from glmlike.checkpoint.lazy import LazyStep, LazyTensor
 from glmlike.checkpoint.native import native_shapes
-from glmlike.checkpoint.packed import PackedCheckpoint, is_plain, method_of
+from glmlike.checkpoint.packed import PackedCheckpoint
+from glmlike.checkpoint.packed_configs import is_plain, method_of, read_config
 from glmlike.checkpoint.ranked import ranked_format
 from glmlike.checkpoint.rules import Rule, scales_of
 from glmlike.checkpoint.shards import read_json, tensors_of
+from glmlike.checkpoint.sources import weights
 from glmlike.checkpoint.streams import torch_dtype
 from glmlike.errors import CheckpointError, conversion_failures
 from glmlike.hub_json import FUSED_FORMATS, Format, cannot_express, carried_fields, write_config
@@ -90,14 +92,8 @@ def open_packed(
     None for any other, and for one that transformers loads as it is: the library is there (``keeps(method)``), it can
     compute with these files, and no matrix of them is several of ours.
     """
-    if not (folder / "config.json").is_file():
-        return None
-    config = read_json(folder / "config.json")
-    method = method_of(config)
-    if method is None:
-        return None
-    plain = method != "compressed-tensors" or is_plain(config)
-    if keeps(method) and plain and detect_config(config, str(folder)) not in FUSED_FORMATS:
+    path = folder / "config.json"
+    if not path.is_file() or not _become_floats(read_json(path), str(folder), keeps):
         return None
     found = look(folder, generation=generation, spec=spec)
     if not isinstance(found.checkpoint, PackedCheckpoint):
@@ -105,6 +101,33 @@ def open_packed(
     require_whole(found)
     fields = {**write_config(found.spec, "glmlike"), **carried(found), "dtype": found.dtype_name}
     return fields, lazy_tensors(found)
+
+
+def fetch_packed(
+    repo: str, config: Mapping[str, Any], hub: Mapping[str, Any], keeps: Callable[[str], bool]
+) -> Path | None:
+    """The folder, in the Hub's cache, of a repository for :func:`open_packed`; None where that would be None.
+
+    ``config`` are the fields of its config.json, ``hub`` arguments of :func:`~glmlike.checkpoint.sources.weights`; the
+    commit is that of ``config``.
+
+    Raises:
+        ConfigError: it is packed in a way that is not read, or cannot be downloaded.
+    """
+    if not _become_floats(config, repo, keeps):
+        return None
+    read_config(config, f"{repo}: config.json")  # what is not read is refused before it is downloaded
+    revision = config.get("_commit_hash") or hub.get("revision")
+    return weights(repo, **{**hub, "revision": revision})
+
+
+def _become_floats(config: Mapping[str, Any], where: str, keeps: Callable[[str], bool]) -> bool:
+    """Whether matrices are packed and transformers cannot load them as they are: see :func:`open_packed`."""
+    method = method_of(config)
+    if method is None:
+        return False
+    plain = method != "compressed-tensors" or is_plain(config)
+    return not (keeps(method) and plain and detect_config(dict(config), where) not in FUSED_FORMATS)
 
 
 def require_readable(path: Path) -> None:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from glmlike.errors import ConfigError
 
@@ -105,13 +107,14 @@ def _snapshot(
     revision: str | None,
     allow_patterns: list[str] | None = None,
     ignore_patterns: list[str] | None = None,
+    **hub: Any,
 ) -> Path:
     """A snapshot of some files, in the Hub's cache. Raises ConfigError as :func:`download` does."""
     from huggingface_hub import snapshot_download
 
     try:
         found = snapshot_download(
-            repo, revision=revision, allow_patterns=allow_patterns, ignore_patterns=ignore_patterns
+            repo, revision=revision, allow_patterns=allow_patterns, ignore_patterns=ignore_patterns, **hub
         )
         return Path(found)
     except (OSError, ValueError) as error:  # huggingface_hub's own are both
@@ -136,3 +139,46 @@ def download(repo: str, revision: str | None = None, folder: str = "") -> Path:
         return _snapshot(repo, first.name, allow_patterns=[f"{folder}/*", *_SMALL])
     twice = ["*.bin"] if (first / "model.safetensors.index.json").exists() else []
     return _snapshot(repo, first.name, ignore_patterns=[*_NOT_NEEDED, *twice])
+
+
+_SINGLES = ("model.safetensors", "pytorch_model.bin")
+
+
+def weights(
+    repo: str,
+    *,
+    revision: str | None = None,
+    subfolder: str = "",
+    cache_dir: str | os.PathLike[str] | None = None,
+    force_download: bool = False,
+    local_files_only: bool = False,
+    token: str | bool | None = None,
+    proxies: Any = None,
+) -> Path:
+    """The folder, in the Hub's cache, of what loading a repository reads: its configs and one kind of weights.
+
+    All files are of one commit. The arguments are those of ``from_pretrained``; huggingface_hub reads ``proxies`` from
+    the environment.
+
+    Raises:
+        ConfigError: the Hub cannot be reached and the cache has no copy, or it refuses.
+    """
+    hub: dict[str, Any] = {"cache_dir": cache_dir, "force_download": force_download, "token": token}
+    hub["local_files_only"] = local_files_only
+    place = f"{subfolder.strip('/')}/" if subfolder else ""
+    small = ("config.json", "generation_config.json", *(f"{single}.index.json" for single in _SINGLES))
+    first = _snapshot(repo, revision, allow_patterns=[place + name for name in small], **hub)
+    for single in _SINGLES:
+        names = _indexed(first / place / f"{single}.index.json") or [single]
+        _snapshot(repo, first.name, allow_patterns=[place + name for name in names], **hub)
+        if any((first / place / name).exists() for name in names):
+            break
+    return first / place
+
+
+def _indexed(index: Path) -> list[str]:
+    """The files that an index names; none if there is no such index, or a damaged one, which its reader then names."""
+    try:
+        return sorted({str(name) for name in json.loads(index.read_text(encoding="utf8"))["weight_map"].values()})
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return []
