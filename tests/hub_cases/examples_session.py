@@ -65,7 +65,7 @@ def base() -> dict[str, torch.Tensor]:
 def test_what_was_trained_is_there_with_its_tokenizer_and_a_card(
     name: str, base: dict[str, torch.Tensor], hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Two steps (the first may only warm up) on data of one's own, from a model on the Hub to a repository that was not there."""
+    """Two steps (the first may only warm up) on one's own data, from a model on the Hub to a new repository."""
     monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache")
     data, output, repository = tmp_path / "data.jsonl", tmp_path / "out", f"{USER}/{name}"
     data.write_text("".join(json.dumps(row) + "\n" for row in rows(name)))
