@@ -50,11 +50,11 @@ JOBS = {
         ("--packing", "--epochs", "15"),
     ),
     "lora": Job("LoRA", "lora.py", _change("loss", "clauses")),
-    "qlora": Job(
-        "LoRA on a base in four bits", "lora.py", _change("loss", "clauses"), ("--four-bit", "--epochs", "0.25")
-    ),
+    "qlora": Job("LoRA on a base in four bits", "lora.py", _change("loss", "clauses"), ("--four-bit",)),
     "dpo": Job("preferences (DPO)", "dpo.py", _change("preference accuracy", "pairs")),
-    "dpo-lora": Job("preferences, an adapter", "dpo.py", _change("preference accuracy", "pairs"), ("--lora",)),
+    "dpo-lora": Job(
+        "preferences, an adapter", "dpo.py", _change("preference accuracy", "pairs"), ("--lora", "--rate", "1e-3")
+    ),
     "reward": Job("reward model", "reward.py", _change("accuracy", "pairs")),
     "grpo": Job("reinforcement (GRPO)", "grpo.py", _change("reward", "prompts")),
     "distill": Job(
