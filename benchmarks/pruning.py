@@ -133,7 +133,7 @@ def _write(rows: list[dict[str, Any]], steps: int, spent: list[float]) -> None:
     note = (
         f"{HELD_OUT} held-out rows of {LENGTH} tokens of each text. Distilled on {steps} x {BATCH} rows of the King "
         "James Bible (never the constitution) by the divergence from the uncut model alone: the embedding, the head "
-        "and the layers before the first that went are frozen. "
+        "and, where layers went, those before the first of them are frozen. "
         f"{' and '.join(f'{value:.0f}' for value in spent)} processor seconds; bfloat16 products."
     )
     report("pruning", rows, note)

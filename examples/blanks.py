@@ -77,9 +77,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, float]:
     measured = {"perplexity before": math.exp(trainer.evaluate()["eval_loss"])}
     trainer.train()
     measured["perplexity after"] = math.exp(trainer.evaluate()["eval_loss"])
-    trainer.save_model()
-    if options.push:
-        trainer.push_to_hub()
+    trainer.save_model()  # and pushes it, if it is to be pushed
     return measured
 
 

@@ -94,7 +94,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, float]:
             output_dir=options.output,
             max_completion_length=options.tokens,
             max_steps=options.steps,
-            per_device_train_batch_size=16,
+            per_device_train_batch_size=min(16, len(parts["train"])),  # what is left of a batch is left out
             learning_rate=options.rate,
             lr_scheduler_type="cosine",
             gradient_checkpointing=torch.cuda.is_available(),
@@ -110,9 +110,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, float]:
     measured = {"divergence before": divergence(trainer.model, teacher, tokenizer, sample, options.tokens)}
     trainer.train()
     measured["divergence after"] = divergence(trainer.model, teacher, tokenizer, sample, options.tokens)
-    trainer.save_model()
-    if options.push:
-        trainer.push_to_hub()
+    trainer.save_model()  # and pushes it, if it is to be pushed
     return measured
 
 

@@ -105,9 +105,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, float]:
     measured = {"preference accuracy before": preferred(trainer.model, tokenizer, parts["test"])}
     trainer.train()
     measured["preference accuracy after"] = preferred(trainer.model, tokenizer, parts["test"])
-    trainer.save_model()
-    if options.push:
-        trainer.push_to_hub()
+    trainer.save_model()  # and pushes it, if it is to be pushed
     return measured
 
 

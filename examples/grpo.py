@@ -86,9 +86,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, float]:
     measured = {"reward before": trainer.evaluate()["eval_reward"]}
     trainer.train()
     measured["reward after"] = trainer.evaluate()["eval_reward"]
-    trainer.save_model()
-    if options.push:
-        trainer.push_to_hub()
+    trainer.save_model()  # and pushes it, if it is to be pushed
     return measured
 
 

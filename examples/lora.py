@@ -76,9 +76,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, float]:
     with trainer.model.disable_adapter():
         measured = {"loss before": trainer.evaluate()["eval_loss"]}
     measured["loss after"] = trainer.evaluate()["eval_loss"]
-    trainer.save_model()
-    if options.push:
-        trainer.push_to_hub()
+    trainer.save_model()  # and pushes it, if it is to be pushed
     return measured
 
 

@@ -70,7 +70,7 @@ def train(trained: int, steps: int, needles: int = 8) -> Any:
         optimizer.zero_grad()
         schedule.step()
         if (step + 1) % 200 == 0:
-            print(f"step {step + 1}: {float(loss):.3f}")
+            print(f"step {step + 1}: {float(loss.detach()):.3f}")
     return model.eval()
 
 
@@ -92,9 +92,10 @@ def main(argv: Sequence[str] | None = None) -> dict[str, dict[int, list[float]]]
     parser.add_argument("--lengths", type=int, nargs="+", default=[64, 128, 256, 512])
     parser.add_argument("--steps", type=int, default=700)
     parser.add_argument("--count", type=int, default=128, help="needles of each length")
+    parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args(argv)
 
-    set_seed(0)
+    set_seed(options.seed)
     model = train(options.trained, options.steps)
     results: dict[str, dict[int, list[float]]] = {"none": {}}
     for length in options.lengths:

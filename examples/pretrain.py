@@ -98,9 +98,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, float]:
     measured = {"bits a byte before": bits_per_byte(trainer, parts["test"], tokenizer)}
     trainer.train(resume_from_checkpoint=get_last_checkpoint(options.output) if options.resume else None)
     measured["bits a byte after"] = bits_per_byte(trainer, parts["test"], tokenizer)
-    trainer.save_model()
-    if options.push:
-        trainer.push_to_hub()
+    trainer.save_model()  # and pushes it, if it is to be pushed
     return measured
 
 

@@ -82,9 +82,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, float]:
     measured = {"accuracy before": trainer.evaluate()["eval_accuracy"]}
     trainer.train()
     measured["accuracy after"] = trainer.evaluate()["eval_accuracy"]
-    trainer.save_model()
-    if options.push:
-        trainer.push_to_hub()
+    trainer.save_model()  # and pushes it, if it is to be pushed
     return measured
 
 

@@ -104,9 +104,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, float]:
     trainer.train()
     measured["loss after"] = trainer.evaluate()["eval_loss"]
     measured["right after"] = right_answers(trainer.model, tokenizer, sample)
-    trainer.save_model()
-    if options.push:
-        trainer.push_to_hub()
+    trainer.save_model()  # and pushes it, if it is to be pushed
     return measured
 
 

@@ -87,7 +87,14 @@ MAY: dict[str, set[str]] = {
         *("glmlike.tokenization.prompts", "glmlike.tokenization.replies"),
     },
     "doctor": {"glmlike", "glmlike.data", "huggingface_hub", "packaging", "torch", "transformers"},
-    "evaluation/__init__": {"glmlike.errors", "glmlike.evaluation.blanks", "lm_eval", "torch", "transformers"},
+    "evaluation/__init__": {
+        "glmlike.errors",
+        "glmlike.evaluation.blanks",
+        "glmlike.long_context",
+        "lm_eval",
+        "torch",
+        "transformers",
+    },
     "evaluation/blanks": {
         *("lm_eval", "glmlike.errors", "glmlike.infilling.context", "glmlike.infilling.decoding"),
         "glmlike.infilling.filling",

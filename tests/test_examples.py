@@ -59,6 +59,18 @@ def test_every_script_is_run_here() -> None:
     assert found == COVERED
 
 
+def test_the_table_of_effects_has_every_script_that_trains() -> None:
+    sys.path.insert(0, str(ROOT / "benchmarks"))
+    try:
+        jobs = script("benchmarks/examples.py").JOBS
+    finally:
+        sys.path.remove(str(ROOT / "benchmarks"))
+    trained = {case.partition(",")[0] for case in EFFECTS} | {"classify", "prune_and_recover"}
+    assert {job.script for job in jobs.values()} == {f"{name}.py" for name in trained}
+    rows = json.loads((ROOT / "benchmarks" / "results" / "examples.json").read_text(encoding="utf8"))["rows"]
+    assert [row["script of examples/"] for row in rows] == [f"`{job.call}`" for job in jobs.values()]
+
+
 def test_pipeline() -> None:
     assert (
         script("examples/pipeline.py")

@@ -26,6 +26,7 @@ TESTS = Path(__file__).parent
         pytest.param("hub_session.py", "xet", marks=pytest.mark.exhaustive),
         ("push_session.py", "lfs"),
         ("push_session.py", "xet"),
+        ("examples_session.py", "lfs"),
     ],
 )
 def test_in_a_process_of_its_own(mode: str, cases: str) -> None:

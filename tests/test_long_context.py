@@ -14,7 +14,7 @@ from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
 import glmlike
 from glmlike import ConfigError, GlmLikeConfig, GlmLikeForCausalLM
-from glmlike.long_context import scale
+from glmlike.long_context import longest_text, scale, stretched
 from specs import SPECS
 
 IDS = torch.randint(3, 90, (1, 40), generator=torch.Generator().manual_seed(5))
@@ -82,10 +82,21 @@ def test_cached_decoding_beyond_the_trained_length_is_the_full_forward(
     assert_close(torch.cat((first.logits, rest), dim=1), full, atol=1e-4, rtol=1e-4)
 
 
+@pytest.mark.parametrize("kind", ["linear", "dynamic", "yarn", "llama3"])
+def test_as_the_commands_say_it(kind: str, make: Callable[..., Any], tmp_path: Path) -> None:
+    make(SPECS["chatglm2"].replace(**SHORT)).save_pretrained(tmp_path)
+    config = stretched(tmp_path, f"{kind}:2.5")
+    assert config.spec == scale(GlmLikeConfig.from_pretrained(tmp_path), kind, 2.5).spec  # type: ignore[arg-type]
+    assert longest_text(config) == 40
+    for wrong in (kind, f"{kind}:", f"{kind}:much"):
+        with pytest.raises(ConfigError, match="KIND:FACTOR"):
+            stretched(tmp_path, wrong)
+
+
 def test_linear_on_linear_multiplies() -> None:
     config = scale(GlmLikeConfig.from_spec(SPECS["chatglm2-32k"]), "linear", 2)
     assert dict(config.spec.rope_scaling)["factor"] == 8
-    assert config.max_position_embeddings == 512
+    assert config.max_position_embeddings == longest_text(config) == 512
 
 
 @pytest.mark.parametrize(

@@ -216,6 +216,8 @@ def tables() -> dict[str, str]:
         "commands": command_table(),
         "exit codes": exit_table(),
         "pruning": measured("pruning"),
+        "needle": measured("needle"),
+        "examples": measured("examples"),
         "quantization": measured("quantization"),
     }
 

@@ -9,6 +9,7 @@ each helps is the model's affair: examples/needle.py measures it.
 from __future__ import annotations
 
 import copy
+from pathlib import Path
 from typing import Any, Literal, get_args
 
 from transformers.configuration_utils import PreTrainedConfig
@@ -60,6 +61,30 @@ def scale(
     native.rope_parameters = {**own, **rope}
     native.max_position_embeddings = trained if kind == "dynamic" else int(trained * factor)
     return native
+
+
+def stretched(model: str | Path, rope: str, **loading: Any) -> GlmLikeConfig:
+    """The config of a folder or Hub id, scaled as the commands' ``--rope`` says: KIND:FACTOR, such as "yarn:4".
+
+    ``loading`` goes to ``from_pretrained`` (``revision``, ``subfolder``).
+
+    Raises:
+        ConfigError: no such form, or what ``scale`` refuses.
+    """
+    kind, _, factor = rope.partition(":")
+    try:
+        times = float(factor)
+    except ValueError:
+        raise ConfigError(f"--rope {rope}: expected KIND:FACTOR, such as yarn:4.") from None
+    return scale(GlmLikeConfig.from_pretrained(model, **loading), kind, times)  # type: ignore[arg-type]
+
+
+def longest_text(config: GlmLikeConfig) -> int:
+    """Tokens that a scaled config is meant for; ``max_position_embeddings`` of ``dynamic`` is the trained length."""
+    spec = config.spec
+    scaling = dict(spec.rope_scaling)
+    times = float(scaling["factor"]) if spec.rope_type == "dynamic" else 1.0  # type: ignore[arg-type]
+    return int(spec.max_position_embeddings * times)
 
 
 def _require_stretchable(spec: DecoderSpec, kind: str) -> None:

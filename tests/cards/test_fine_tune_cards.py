@@ -151,6 +151,8 @@ def test_results_of_lm_eval(folder: Path) -> None:
     older = {**report, "results": {"arc_easy": {**row, "acc,none": 0.125}}}
     (place / "results_2026-01-01T00-00-00.json").write_text(json.dumps(older))
     (place / "results_2026-01-02T00-00-00.json").write_text(json.dumps(report))
+    stretched = {**older, "config": {"rope": "yarn:4"}}  # of a decoder that the folder does not hold
+    (place / "results_2026-01-03T00-00-00.json").write_text(json.dumps(stretched))
     (folder / "results_of_mine.json").write_text('{"results": 3}')
     card = card_for(folder, ABOUT)
     assert "| arc_easy | acc | 0.2500 ± 0.0125 | 5 |" in card.body

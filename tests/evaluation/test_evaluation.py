@@ -12,12 +12,16 @@ from typing import Any
 
 import pytest
 import torch
+from transformers import AutoModelForCausalLM
 
+import glmlike
 from blanks import EOP, byte_level, infilling_model
+from glmlike import GlmLikeForCausalLM
 from glmlike.cli import main
 from glmlike.data import TINY
 from glmlike.errors import ConfigError, GlmLikeError
 from glmlike.evaluation import FOR_ALL, FOR_BLANKS, TASKS, evaluate, scores
+from glmlike.long_context import longest_text, stretched
 from specs import SPECS
 
 SENTENCE = "In the beginning God created the [MASK] and the earth."
@@ -187,6 +191,70 @@ def test_a_decoder_that_only_looks_back_is_asked_by_lm_evals_own_model(
     assert [(task, metric) for task, metric, *_ in scores(results)] == [("glmlike_cloze_en", "acc")]
     with pytest.raises(GlmLikeError, match="fills no blanks. Its tasks are glmlike_bits_per_byte_en"):
         evaluate(tmp_path, ["glmlike_infill_en"])
+
+
+def stretchable(make: Callable[..., Any], folder: Path) -> None:
+    """A decoder trained on 48 tokens, with a tokenizer of bytes: our texts are longer."""
+    make(SPECS["chatglm2"].replace(vocab_size=512, max_position_embeddings=48)).save_pretrained(folder)
+    tokenizer = byte_level()
+    tokenizer.eos_token = "<eop>"
+    tokenizer.save_pretrained(folder)
+
+
+@pytest.mark.parametrize("target", ["glmlike", "chatglm", "glm"])
+def test_what_lm_eval_is_told_to_load_has_its_positions_stretched(
+    target: str, make: Callable[..., Any], tmp_path: Path
+) -> None:
+    """Called as lm-eval's model calls it, which needs no lm-eval."""
+    from glmlike.evaluation import _stretched
+
+    stretchable(make, tmp_path / "native")
+    folder = tmp_path / "native"
+    if target != "glmlike":
+        folder = tmp_path / target
+        glmlike.convert(tmp_path / "native", folder, to=target)
+    told = _stretched(str(folder), "dynamic:4", {"dtype": "float32"})
+    assert told.pop("max_length") == 192
+    options = {"revision": "main", "dtype": "auto", "trust_remote_code": False, "gguf_file": None, "subfolder": ""}
+    model = AutoModelForCausalLM.from_pretrained(folder, **options, quantization_config=None, **told)
+    assert type(model) is GlmLikeForCausalLM
+    assert model.config.rope_parameters["rope_type"] == model.model.rotary_emb.rope_type == "dynamic"
+    plain = GlmLikeForCausalLM.from_pretrained(tmp_path / "native").state_dict()
+    assert all(plain[name].equal(value) for name, value in model.state_dict().items())
+
+
+@pytest.mark.parametrize("rope", ["yarn:4", "dynamic:8"])
+def test_a_stretched_decoder_is_the_one_that_is_scored(
+    rope: str, make: Callable[..., Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pytest.importorskip("lm_eval")
+    stretchable(make, tmp_path / "plain")
+    shutil.copytree(tmp_path / "plain", tmp_path / "saved")
+    config = stretched(tmp_path / "plain", rope)
+    GlmLikeForCausalLM.from_pretrained(tmp_path / "plain", config=config).save_pretrained(tmp_path / "saved")
+    task, limit = "glmlike_bits_per_byte_en", 2
+
+    def scored(folder: str, **options: Any) -> list[Any]:
+        return scores(evaluate(tmp_path / folder, [task], limit=limit, device="cpu", **options))
+
+    plain, long = scored("plain"), {"max_length": longest_text(config)}
+    expected = scored("saved", model_args=long)
+    arguments = ("eval", tmp_path / "plain", "--tasks", task, "--limit", limit, "--rope", rope, "--device", "cpu")
+    with pytest.raises(SystemExit) as ended:
+        main([*map(str, arguments), "--json"])
+    assert not ended.value.code
+    report = json.loads(capsys.readouterr().out)
+    assert [row["value"] for row in report["scores"]] == [value for _, _, value, _ in expected]
+    assert [value for _, _, value, _ in expected] != [value for _, _, value, _ in plain]
+    assert json.loads(Path(report["file"]).read_text())["config"]["rope"] == rope
+
+
+def test_a_decoder_that_cannot_be_stretched_is_not_scored(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("glmlike.evaluation.find_spec", lambda name: True)  # it is refused before lm-eval is needed
+    with pytest.raises(ConfigError, match="two-dimensional"):
+        evaluate(TINY, rope="yarn:2")
+    with pytest.raises(ConfigError, match="--rope yarn: expected KIND:FACTOR"):
+        evaluate(TINY, rope="yarn")
 
 
 @pytest.mark.parametrize(

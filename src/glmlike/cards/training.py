@@ -86,6 +86,8 @@ def _points(history: list[Mapping[str, Any]], name: str) -> tuple[Point, ...]:
 def read_scores(folder: Path, training: Training | None) -> list[Score]:
     """Every score in the folder: the Trainer's last evaluation, and lm-eval's results, the latest of each task.
 
+    Results that `glmlike eval --rope` wrote are of a decoder that the folder does not hold, and are passed over.
+
     Raises:
         ConfigError, CheckpointError: a results file is damaged.
     """
@@ -96,6 +98,8 @@ def read_scores(folder: Path, training: Training | None) -> list[Score]:
     scores = {("", name): Score(name, value) for name, value in found.items()}
     for path in sorted({*folder.glob("results*.json"), *folder.glob("*/results*.json")}, key=lambda path: path.name):
         report = read_json(path)
+        if isinstance(report.get("config"), Mapping) and report["config"].get("rope"):
+            continue
         if isinstance(report.get("results"), Mapping) and isinstance(report.get("configs"), Mapping):
             scores |= {(score.dataset or "", score.metric): score for score in _harness(report)}
     return list(scores.values())

@@ -10,7 +10,7 @@ from typing import Annotated, Any, Optional
 
 import typer
 
-from glmlike.commands.options import Model
+from glmlike.commands.options import Model, Rope
 
 
 def chat(
@@ -51,10 +51,7 @@ def chat(
         Optional[str],  # noqa: UP045
         typer.Option(help="cpu, cuda, mps …", show_default="cpu"),
     ] = None,
-    rope: Annotated[
-        Optional[str],  # noqa: UP045
-        typer.Option(help="stretch positions for longer texts: KIND:FACTOR, such as yarn:4", show_default="as trained"),
-    ] = None,
+    rope: Rope = None,
 ) -> None:
     """Chat with a model on the terminal; replies appear as they are written. /help lists what else a line can say.
 

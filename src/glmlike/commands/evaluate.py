@@ -9,7 +9,7 @@ from typing import Annotated, Any, Optional
 
 import typer
 
-from glmlike.commands.options import AsJson, Model
+from glmlike.commands.options import AsJson, Model, Rope
 from glmlike.errors import GlmLikeError
 from glmlike.evaluation import FOR_ALL, FOR_BLANKS
 
@@ -57,11 +57,13 @@ def eval_(
         Optional[Path],  # noqa: UP045
         typer.Option(help="a folder with task files of your own"),
     ] = None,
+    rope: Rope = None,
     as_json: AsJson = False,
 ) -> None:
     """Evaluate a model with lm-eval; without --tasks on small texts of ours, offline: bits per byte, cloze, blanks.
 
-    The results are written where `glmlike card` finds them.
+    The results are written where `glmlike card` finds them; those of --rope are of another decoder, and it passes over
+    them.
     """
     named = [name for given in tasks or () for name in given.split(",") if name]
     place = out if out is not None else Path(model) / "eval" if Path(model).is_dir() else None
@@ -79,6 +81,7 @@ def eval_(
         model_args=_pairs(model_args),
         chat_template=chat_template,
         include_path=include_path,
+        rope=rope,
     )
     written = None if place is None else write_results(results, place)
     found = scores(results)

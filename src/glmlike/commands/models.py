@@ -10,7 +10,7 @@ from glmlike.errors import ConfigError, GlmLikeError
 def load(model: str, *, dtype: str = "auto", device: str | None = None, rope: str | None = None) -> tuple[Any, Any]:
     """A causal language model, ready to run, and its tokenizer, from a folder or a Hub id.
 
-    ``rope``, as "yarn:4", stretches its positions: kind and factor of :func:`glmlike.long_context.scale`.
+    ``rope``, as "yarn:4", stretches its positions (:func:`glmlike.long_context.stretched`).
 
     Raises:
         ConfigError: neither, or no such model or dtype or device or scaling.
@@ -39,13 +39,7 @@ def load(model: str, *, dtype: str = "auto", device: str | None = None, rope: st
 
 
 def _stretched(model: str, rope: str, dtype: str) -> Any:
-    from glmlike import GlmLikeConfig, GlmLikeForCausalLM
-    from glmlike.long_context import scale
+    from glmlike import GlmLikeForCausalLM
+    from glmlike.long_context import stretched
 
-    kind, _, factor = rope.partition(":")
-    try:
-        times = float(factor)
-    except ValueError:
-        raise ConfigError(f"--rope {rope}: expected KIND:FACTOR, such as yarn:4.") from None
-    config = scale(GlmLikeConfig.from_pretrained(model), kind, times)  # type: ignore[arg-type]
-    return GlmLikeForCausalLM.from_pretrained(model, config=config, dtype=dtype)
+    return GlmLikeForCausalLM.from_pretrained(model, config=stretched(model, rope), dtype=dtype)

@@ -45,6 +45,10 @@ SpecName = Annotated[
     Optional[str],  # noqa: UP045
     typer.Option("--spec", help="the decoder of rank files that have no model_config.json or params.json"),
 ]
+Rope = Annotated[
+    Optional[str],  # noqa: UP045
+    typer.Option(help="stretch positions for longer texts: KIND:FACTOR, such as yarn:4", show_default="as trained"),
+]
 Model = Annotated[
     str, typer.Argument(metavar="MODEL", help="a model's folder, or its id on the Hub", show_default=False)
 ]

@@ -35,15 +35,17 @@ def evaluate(
     model_args: Mapping[str, Any] | None = None,
     chat_template: bool = False,
     include_path: str | Path | None = None,
+    rope: str | None = None,
 ) -> dict[str, Any]:
     """lm-eval's results for a folder or a Hub id, as its ``simple_evaluate`` returns them, without the samples.
 
     Without ``tasks`` ours: ``FOR_ALL``, and ``FOR_BLANKS`` if the decoder fills blanks. Such a decoder is asked every
     task in its own form (``glmlike.evaluation.blanks``), any other by lm-eval's ``hf`` model. ``model_args`` are those
-    of that model (``{"dtype": "float16", "peft": folder}``).
+    of that model (``{"dtype": "float16", "peft": folder}``). ``rope``, as "yarn:4", stretches its positions, and texts
+    may be so much longer (:func:`glmlike.long_context.stretched`); the results say so under ``config``.
 
     Raises:
-        ConfigError: lm-eval is not installed; ``model`` is no model.
+        ConfigError: lm-eval is not installed; ``model`` is no model; positions that cannot be stretched so.
         GlmLikeError: a task that nobody has, or that this decoder cannot do.
     """
     if find_spec("lm_eval") is None:
@@ -53,11 +55,12 @@ def evaluate(
     for task in chosen:
         if task in (*FOR_BLANKS, "glmlike_blanks") and not fills:
             raise GlmLikeError(f"--tasks {task}: {model} fills no blanks. Its tasks are {', '.join(FOR_ALL)}.")
+    arguments = {**(_stretched(str(model), rope, model_args or {}) if rope else {}), **(model_args or {})}
     from lm_eval import simple_evaluate
 
     with _quiet_harness():
         manager = _task_manager(chosen, include_path)
-        arguments = {"device": device or _device(), "batch_size": batch_size, **(model_args or {})}
+        arguments = {"device": device or _device(), "batch_size": batch_size, **arguments}
         results = simple_evaluate(
             model=_model(fills, {"pretrained": str(model), **arguments}),
             tasks=chosen,
@@ -67,7 +70,16 @@ def evaluate(
             apply_chat_template=chat_template,
             task_manager=manager,
         )
-    return dict(results)
+    return {**results, "config": {**results["config"], "rope": rope}} if rope else dict(results)
+
+
+def _stretched(model: str, rope: str, model_args: Mapping[str, Any]) -> dict[str, Any]:
+    """What lm-eval's model takes of a scaling: the config it loads by, and how long a text may be."""
+    from glmlike.long_context import longest_text, stretched
+
+    places = {name: model_args[name] for name in ("revision", "subfolder") if name in model_args}
+    config = stretched(model, rope, **places)
+    return {"config": config, "max_length": longest_text(config)}
 
 
 def _fills_blanks(model: str) -> bool:
