@@ -86,9 +86,11 @@ def test_the_chinese_readme_says_the_same() -> None:
     assert len(re.findall(r"^## ", chinese, re.MULTILINE)) == len(re.findall(r"^## ", README, re.MULTILINE))
     ours, theirs = _tables(README), _tables(chinese)
     assert [[len(row) for row in table] for table in ours] == [[len(row) for row in table] for table in theirs]
-    yes = [[cell.strip().replace("是", "yes") for cell in row] for row in theirs[0]]
-    assert yes == [[cell.strip() for cell in row] for row in ours[0]]
-    codes = [[re.findall(r"``.+?``|`[^`]+`", row[0]) for row in table[1]] for table in (ours, theirs)]
+    effects = [[(row[1:2], re.findall(r"\d[\d.]*", "".join(row[1:]))) for row in table[0]] for table in (ours, theirs)]
+    assert effects[0] == effects[1]
+    yes = [[cell.strip().replace("是", "yes") for cell in row] for row in theirs[1]]
+    assert yes == [[cell.strip() for cell in row] for row in ours[1]]
+    codes = [[re.findall(r"``.+?``|`[^`]+`", row[0]) for row in table[2]] for table in (ours, theirs)]
     assert codes[0] == codes[1]
     assert len(re.findall(r"^\* ", chinese, re.MULTILINE)) == len(re.findall(r"^\* ", README, re.MULTILINE))
 
