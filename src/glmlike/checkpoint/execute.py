@@ -24,14 +24,13 @@ from glmlike.checkpoint.byte_files import ByteFile
 from glmlike.checkpoint.checksums import tensor_hasher
 from glmlike.checkpoint.containers import Container, Sums
 from glmlike.checkpoint.journal import Journal
-from glmlike.checkpoint.plan import Plan, Step, file_names, index_of, leaves
+from glmlike.checkpoint.plan import INDEX, Plan, Step, file_names, index_of, leaves
 from glmlike.checkpoint.streams import Columns, SideBySide, Stored, Stream, stored_runs, stretches
 from glmlike.errors import CheckpointError
 
 Progress = Callable[[int], None]
 """Called with the number of bytes that were dealt with since the last call; from any thread, one at a time."""
 
-_INDEX = "model.safetensors.index.json"
 _KERNEL_CHUNK = 2**26  # bytes that the kernel is told to copy at once; none of them count as memory
 
 
@@ -241,6 +240,6 @@ def _frame(plan: Plan, folder: Path, targets: dict[str, ByteFile], journal: Jour
         for offset, content in container.frame(sums):
             targets[container.path].write(memoryview(content), offset)
     if plan.ranked is None and len(plan.containers) > 1:
-        (folder / _INDEX).write_text(json.dumps(index_of(plan), indent=2) + "\n", encoding="utf8")
+        (folder / INDEX).write_text(json.dumps(index_of(plan), indent=2) + "\n", encoding="utf8")
     for name, text in ({} if plan.ranked is None else plan.ranked.texts).items():
         (folder / name).write_text(text, encoding="utf8")
