@@ -287,6 +287,7 @@ MAY: dict[str, set[str]] = {
     },
     "checkpoint/through_layouts": {"torch", "glmlike.checkpoint.layouts", "glmlike.checkpoint.streams"},
     "checkpoint/containers": {
+        "glmlike.checkpoint.byte_files",
         *("torch", "glmlike.errors", "glmlike.checkpoint.headers", "glmlike.checkpoint.streams"),
     },
     "checkpoint/memory": {"glmlike.errors", "glmlike.checkpoint.streams"},

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from glmlike.checkpoint import provenance
-from glmlike.checkpoint.byte_files import stored_bytes
+from glmlike.checkpoint.byte_files import ByteFile, stored_bytes
 from glmlike.checkpoint.checksums import TENSOR_HASH
 from glmlike.checkpoint.containers import Container, SafetensorsFile, Sums, TorchZipFile
 from glmlike.checkpoint.contents import Contents, contents_from_gguf, contents_of
@@ -21,7 +21,19 @@ from glmlike.checkpoint.packed_streams import PackedFloats
 from glmlike.checkpoint.ranked import RANKED
 from glmlike.checkpoint.ranks import RankLayout
 from glmlike.checkpoint.rules import by_native
-from glmlike.checkpoint.streams import FLOATS, Cast, Dequantized, LastMade, Loaded, Rows, Stream, size_of
+from glmlike.checkpoint.streams import (
+    FLOATS,
+    Cast,
+    Columns,
+    Dequantized,
+    LastMade,
+    Loaded,
+    Rows,
+    SideBySide,
+    Stream,
+    size_of,
+    stored_runs,
+)
 from glmlike.checkpoint.through_layouts import to_foreign_streams
 from glmlike.checkpoint.tokenizers import files_of, is_rewritten, memory_of_rewriting
 from glmlike.errors import ConfigError
@@ -357,8 +369,26 @@ def _containers(
         return provenance.metadata(origin, to, sources, sums if hashed else None)
 
     for file in dict.fromkeys(step.file for step in steps):
-        tensors = [(step.name, step.dtype, step.shape) for step in steps if step.file == file]
-        yield SafetensorsFile(file, tensors, metadata) if ranked is None else TorchZipFile(file, tensors, ranked.under)
+        mine = [step for step in steps if step.file == file]
+        tensors = [(step.name, step.dtype, step.shape) for step in mine]
+        if ranked is not None:
+            yield TorchZipFile(file, tensors, ranked.under)
+            continue
+        runs = ((step.name, place, *run[1:]) for step in mine for place, run in moved_runs(step))
+        yield SafetensorsFile(file, tensors, metadata, runs)
+
+
+def moved_runs(step: Step) -> Iterator[tuple[int, tuple[ByteFile, int, int]]]:
+    """Where the bytes of a step lie in the source, if they are only moved: the place in it, and (file, offset, bytes).
+
+    None of a step whose bytes are gathered from columns, or computed.
+    """
+    if step.how != "bytes" or any(isinstance(part, (Columns, SideBySide)) for part in leaves(step.stream)):
+        return
+    place = 0
+    for run in stored_runs(step.stream, 0, step.bytes):
+        yield place, run
+        place += run[2]
 
 
 def _is_lossless(found: Detection, steps: Sequence[Step]) -> bool:
