@@ -164,14 +164,16 @@ def _write(step: Step, target: ByteFile, at: int, plan: Plan, crew: Crew, *, fre
                 target.write(view[first - start : last - start], at + first)
 
     try:
-        return _read(step.stream, plan.memory.chunk(step.stream), crew, write, plan.ranked is not None)
+        sums = _read(step.stream, plan.memory.chunk(step.stream), crew, write, plan.ranked is not None)
+        target.begin_to_store(at, step.bytes)
+        return sums
     except CheckpointError as error:
         raise CheckpointError(f"{plan.source}: {step.sources[0]!r}: {str(error).rstrip('.')}.") from None
 
 
 def _move(step: Step, target: ByteFile, at: int, plan: Plan, crew: Crew) -> None:
     """Write one tensor without hashing it: by the kernel, where only bytes are moved."""
-    runs = list(moved_runs(step))
+    runs = moved_runs(step)
     if not runs:
         _write(step, target, at, plan, crew, fresh=True)
         return
@@ -183,6 +185,7 @@ def _move(step: Step, target: ByteFile, at: int, plan: Plan, crew: Crew) -> None
                 begin = offset + first - place
                 if not file.is_hole(begin, begin + size) and not target.copy_from(file, begin, size, at + first):
                     _copy(Stored(file, begin, "U8", (size,)), target, at + first, plan)
+                target.begin_to_store(at + first, size)
                 crew.advance(size)
     crew.advance(sum(last - first for first, last in shared))
 

@@ -24,12 +24,10 @@ from glmlike.checkpoint.rules import by_native
 from glmlike.checkpoint.streams import (
     FLOATS,
     Cast,
-    Columns,
     Dequantized,
     LastMade,
     Loaded,
     Rows,
-    SideBySide,
     Stream,
     size_of,
     stored_runs,
@@ -378,17 +376,21 @@ def _containers(
         yield SafetensorsFile(file, tensors, metadata, runs)
 
 
-def moved_runs(step: Step) -> Iterator[tuple[int, tuple[ByteFile, int, int]]]:
+def moved_runs(step: Step) -> list[tuple[int, tuple[ByteFile, int, int]]]:
     """Where the bytes of a step lie in the source, if they are only moved: the place in it, and (file, offset, bytes).
 
     None of a step whose bytes are gathered from columns, or computed.
     """
-    if step.how != "bytes" or any(isinstance(part, (Columns, SideBySide)) for part in leaves(step.stream)):
-        return
-    place = 0
-    for run in stored_runs(step.stream, 0, step.bytes):
-        yield place, run
-        place += run[2]
+    if step.how != "bytes":
+        return []
+    found, place = [], 0
+    try:
+        for run in stored_runs(step.stream, 0, step.bytes):
+            found.append((place, run))
+            place += run[2]
+    except TypeError:
+        return []
+    return found
 
 
 def _is_lossless(found: Detection, steps: Sequence[Step]) -> bool:
