@@ -20,7 +20,10 @@ from glmlike.errors import TokenizerError
 
 _TALK = [{"role": "user", "content": "a 你好"}, {"role": "assistant", "content": "b"}, {"role": "user", "content": "c"}]
 _SHOWN = 60
-_STEP = "import sys; sys.path[:] = sys.argv[5:]; from glmlike.tokenization.one_step import main; main(*sys.argv[1:5])"
+_STEP = (  # tokenizers do without torch, which some versions of transformers import
+    "import sys; sys.modules['torch'] = None; sys.path[:] = sys.argv[5:]; "
+    "from glmlike.tokenization.one_step import main; main(*sys.argv[1:5])"
+)
 _SCRIPT = "import runpy, sys; sys.path[:] = sys.argv[2:]; runpy.run_path(sys.argv[1], run_name='__main__')"
 Ids = tuple[list[list[int]], list[list[int]], list[int]]
 """Of the texts with special tokens parsed, of the texts with special tokens as text, and of a chat."""
