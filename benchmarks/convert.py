@@ -3,9 +3,10 @@
 The source is a ChatGLM-layout folder, the target transformers' ``glm``. Sizes of the first table are sparse files: a
 hole is read as zeros and hashed as any other bytes. The second table is of real bytes on a file system in memory, so
 that it measures the programs and not the disk; `cp` copies the same folder. The third is the same on a disk, where
-both end with the bytes on it.
+both end with the bytes on it. The fourth is of a file system that shares blocks between files.
 
-``python benchmarks/convert.py memory``, ``speed`` or ``disk`` measures one of them.
+``python benchmarks/convert.py memory``, ``speed`` or ``disk`` measures one of them; ``sharing FOLDER`` the fourth, in a
+folder on such a file system (XFS, Btrfs).
 """
 
 from __future__ import annotations
@@ -144,6 +145,57 @@ def disk(folder: Path, repeats: int) -> list[dict[str, Any]]:
     return _rows(runs, repeats, source, "cp and sync")
 
 
+def _with_room(run: Any, folder: Path, target: Path) -> dict[str, Any]:
+    """A run, and by how many bytes it filled the disk."""
+    shutil.rmtree(target, ignore_errors=True)
+    before = _used(folder)
+    started = time.perf_counter()
+    run()
+    seconds = time.perf_counter() - started
+    found = {"seconds": seconds, "room": _used(folder) - before}
+    shutil.rmtree(target)
+    return found
+
+
+def _used(folder: Path) -> int:
+    """The bytes in use, once they no longer change: XFS frees those of removed files some time later."""
+    found = [-1]
+    while len(found) < 3 or len(set(found[-3:])) > 1:
+        os.sync()
+        time.sleep(0.5)
+        status = os.statvfs(folder)
+        found.append((status.f_blocks - status.f_bfree) * status.f_frsize)
+    return found[-1]
+
+
+def _converted(source: Path, target: Path, to: str, verify: str) -> None:
+    work = CONVERT.replace('to="glm"', f"to={to!r}")
+    child(work, argument={"source": str(source), "target": str(target), "options": {"verify": verify, "sha256": False}})
+
+
+def sharing(folder: Path, repeats: int) -> list[dict[str, Any]]:
+    """Seconds and room of copies and conversions where blocks can be shared; processes' starts are counted."""
+    source, out = write_big(folder / "source", layers=2, **WIDE), folder / "out"
+    size = sum(path.stat().st_size for path in source.iterdir())
+    copy = ["cp", "-r", str(source), str(out)]
+    runs: dict[str, Any] = {
+        f"cp --reflink={how}": partial(subprocess.run, [*copy, f"--reflink={how}"], check=True)
+        for how in ("never", "always")
+    }
+    for to, what in (("chatglm", "tensors renamed"), ("glm", "q, k, v cut apart")):
+        for verify in ("none", "roundtrip"):
+            runs[f"glmlike, {what}, verify={verify}"] = partial(_converted, source, out, to, verify)
+    measured = interleaved({name: partial(_with_room, run, folder, out) for name, run in runs.items()}, repeats)
+    return [
+        {
+            "what": name,
+            "seconds": median(rows, "seconds"),
+            "room it took / size": max(median(rows, "room") / size, 0.0),
+        }
+        for name, rows in measured.items()
+    ]
+
+
 def main(*parts: str, repeats: int = 5) -> None:
     """Measure and write results/convert_*.json and convert_memory.svg: all, or ``parts`` of it."""
     wanted = parts or ("memory", "speed", "disk")
@@ -165,6 +217,11 @@ def main(*parts: str, repeats: int = 5) -> None:
     if "disk" in wanted:
         with tempfile.TemporaryDirectory() as folder:
             report("convert_disk", disk(Path(folder), repeats), f"{shared}; on a disk, and synced to it.")
+    if "sharing" in wanted:
+        with tempfile.TemporaryDirectory(dir=parts[1]) as folder:
+            kind = subprocess.run(["stat", "-f", "-c", "%T", folder], check=True, capture_output=True, text=True)
+            note = f"1.9 GB of bfloat16 on {kind.stdout.strip()}; median of {repeats} runs, interleaved, not synced"
+            report("convert_sharing", sharing(Path(folder), repeats), f"{note}; starting Python is counted.")
 
 
 if __name__ == "__main__":

@@ -165,9 +165,8 @@ MAY: dict[str, set[str]] = {
         *("glmlike.tokenization.direct", "glmlike.tokenization.remembered", "glmlike.tokenization.stretches"),
     },
     "tokenization/probes": {"glmlike.tokenization.generations"},
-    "tokenization/plain": {
-        *("glmlike.errors", "glmlike.tokenization.generations", "glmlike.tokenization.probes"),
-        "glmlike.tokenization.tokenizer",
+    "tokenization/one_step": {
+        *("glmlike.tokenization.generations", "glmlike.tokenization.probes", "glmlike.tokenization.tokenizer"),
     },
     "tokenization/without_glmlike": {"transformers"},
     "tokenization/templates": {"glmlike.errors"},
@@ -304,6 +303,7 @@ MAY: dict[str, set[str]] = {
     },
     "checkpoint/through_layouts": {"torch", "glmlike.checkpoint.layouts", "glmlike.checkpoint.streams"},
     "checkpoint/containers": {
+        "glmlike.checkpoint.byte_files",
         *("torch", "glmlike.errors", "glmlike.checkpoint.headers", "glmlike.checkpoint.streams"),
     },
     "checkpoint/memory": {"glmlike.errors", "glmlike.checkpoint.streams"},
@@ -348,8 +348,14 @@ MAY: dict[str, set[str]] = {
         *("glmlike.hub_json", "glmlike.checkpoint.detection", "glmlike.checkpoint.inside", "glmlike.checkpoint.packed"),
         *("glmlike.checkpoint.shards", "glmlike.checkpoint.tokenizers"),
     },
-    "checkpoint/tokenizers": {  # a child process reads vocabularies
+    "checkpoint/contents": {
+        *("glmlike.hub_json", "glmlike.checkpoint.companions", "glmlike.checkpoint.detection"),
+        *("glmlike.checkpoint.shards", "glmlike.checkpoint.tokenizers"),
+    },
+    "checkpoint/tokenizer_processes": {"glmlike.errors"},  # they read vocabularies
+    "checkpoint/tokenizers": {
         *("glmlike.errors", "glmlike.hub_json", "glmlike.checkpoint.inside", "glmlike.checkpoint.shards"),
+        "glmlike.checkpoint.tokenizer_processes",
     },
     "checkpoint/destination": {
         *("glmlike.errors", "glmlike.checkpoint", "glmlike.checkpoint.provenance", "glmlike.checkpoint.byte_files"),

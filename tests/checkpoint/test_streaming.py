@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import random
 import shutil
 import signal
 import subprocess
@@ -29,6 +28,7 @@ from glmlike.checkpoint.journal import NAME as JOURNAL
 from glmlike.checkpoint.native import native_shapes
 from glmlike.checkpoint.verification import verify_written
 from glmlike.hub_json import write_config
+from killed import kill_and_resume
 from specs import SPECS
 
 QKV = "transformer.encoder.layers.0.self_attention.query_key_value.weight"
@@ -488,40 +488,42 @@ def test_every_kind_of_layout_is_verified_by_its_inverse(name: str, make: Callab
 _RUN = "import sys; from glmlike.cli import main; main(sys.argv[1:])"
 
 
-def command(source: Path, target: Path, *options: str) -> list[str]:
-    return [sys.executable, "-c", _RUN, "convert", str(source), str(target), "--to", "glm", "-q", *options]
+def command(source: Path, target: Path, *options: str, to: str = "glm") -> list[str]:
+    return [sys.executable, "-c", _RUN, "convert", str(source), str(target), "--to", to, "-q", *options]
 
 
-def kill_and_resume(tmp_path: Path, kills: int, layers: int) -> None:
-    """Kill -9 at random moments, resume each time; what comes out is what an undisturbed run gives."""
+# What is written -> its name, and the options of the command
+KILLED = {
+    "shards": ("model", "glm", ("--max-shard-size", "20MB")),
+    "gguf": ("model.gguf", "gguf", ()),
+    "gguf of blocks": ("model.gguf", "gguf", ("--dtype", "q4_1")),
+}
+
+
+def killed(tmp_path: Path, kind: str, kills: int, layers: int) -> None:
+    if "gguf" in kind:
+        pytest.importorskip("gguf")
+    name, to, options = KILLED[kind]
     source = write_big(tmp_path / "source", layers=layers)
-    options = ("--max-shard-size", "20MB")
-    started = time.perf_counter()
-    subprocess.run(command(source, tmp_path / "whole", *options), check=True)
-    seconds, chance, landed = time.perf_counter() - started, random.Random(0), 0
-    for _ in range(kills):
-        process = subprocess.Popen(command(source, tmp_path / "out", *options, "--resume"))
-        try:
-            process.wait(chance.uniform(0.2, 0.95) * seconds)
-        except subprocess.TimeoutExpired:
-            process.kill()
-        landed += process.wait() == -signal.SIGKILL
-        if (tmp_path / "out").exists():
-            assert hashes(tmp_path / "out") == hashes(tmp_path / "whole")
-            shutil.rmtree(tmp_path / "out")
-    assert landed
-    subprocess.run(command(source, tmp_path / "out", *options, "--resume"), check=True)
-    assert hashes(tmp_path / "out") == hashes(tmp_path / "whole")
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["out", "source", "whole"]
+
+    def run(target: Path, *more: str) -> list[str]:
+        return command(source, target, *options, *more, to=to)
+
+    kill_and_resume(tmp_path, name, run, kills=kills, after=0.3)
 
 
-def test_killed_and_resumed(tmp_path: Path) -> None:
-    kill_and_resume(tmp_path, kills=6, layers=6)
+@pytest.mark.parametrize(
+    ("kind", "kills"),
+    [("shards", 6), *(pytest.param(kind, 3, marks=pytest.mark.slow) for kind in KILLED if kind != "shards")],
+)
+def test_killed_and_resumed(kind: str, kills: int, tmp_path: Path) -> None:
+    killed(tmp_path, kind, kills, layers=6)
 
 
 @pytest.mark.exhaustive
-def test_killed_and_resumed_a_hundred_times(tmp_path: Path) -> None:
-    kill_and_resume(tmp_path, kills=100, layers=12)
+@pytest.mark.parametrize("kind", KILLED)
+def test_killed_and_resumed_a_hundred_times(kind: str, tmp_path: Path) -> None:
+    killed(tmp_path, kind, kills=100, layers=12)
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -14,17 +15,22 @@ from typing import Any
 import pytest
 from transformers import AutoTokenizer
 
-from glmlike import CheckpointError, GlmLikeTokenizer, TokenizerError, convert
-from glmlike.checkpoint.tokenizers import is_rewritten, rewrite
+from glmlike import CheckpointError, GlmLikeError, GlmLikeTokenizer, TokenizerError, convert
+from glmlike.checkpoint.memory import resident
+from glmlike.checkpoint.tokenizers import is_rewritten, memory_of_rewriting, rewrite
 from glmlike.push import prepared
 from glmlike.tokenization.probes import probes, sha256_of
+from process_memory import run_and_watch
 from specs import SPECS
 
 # A folder's format -> the vocabulary it is given here, a spec like its model, the rows of the published one
 SOURCES: dict[str, tuple[str, str, int]] = {
     "chatglm": ("chatglm3-6b", "chatglm2", 65_024),
     "chatglm-6b": ("chatglm-6b-v1.1", "chatglm-6b", 130_528),
+    "glm-4": ("glm-4-9b-chat", "glm-4-9b", 151_552),
 }
+
+on_linux = pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="needs /proc")
 
 
 @pytest.fixture
@@ -65,8 +71,14 @@ print(json.dumps([type(model).__name__, tokenizer(texts)["input_ids"], chat["inp
 
 def test_chatglm3_becomes_a_folder_of_transformers_alone(source: Callable[[str], Path], tmp_path: Path) -> None:
     folder, out = source("chatglm"), tmp_path / "out"
+    plan = convert(folder, out, to="glm", dry_run=True)
     report = convert(folder, out, to="glm")
     files = {path.name for path in out.iterdir()}
+    assert {part.file for part in plan.contents.files} == files  # the template, which is not certain, is there
+    assert {part.file for part in plan.contents.files if not part.certain} == {"chat_template.jinja"}
+    assert "written anew as tokenizer.json of transformers' own class, since" in plan.contents.travels["tokenizer"]
+    assert plan.contents.left["tokenizer.model"] == "the new tokenizer.json says what it says"
+    assert plan.contents.left["tokenization_chatglm.py"] == "code"
     assert files == {
         *("config.json", "model.safetensors", "generation_config.json", "glmlike.json"),
         *("tokenizer.json", "tokenizer_config.json", "chat_template.jinja"),
@@ -96,7 +108,11 @@ def test_chatglm3_becomes_a_folder_of_transformers_alone(source: Callable[[str],
 def test_the_native_folder_of_chatglm_6b_keeps_its_vocabulary(source: Callable[[str], Path], tmp_path: Path) -> None:
     """Without glmlike three of the probes are cut otherwise, and the report says so; with it none is."""
     folder, out = source("chatglm-6b"), tmp_path / "out"
+    plan = convert(folder, out, to="glmlike", dry_run=True)
     report = convert(folder, out, to="glmlike")
+    listed = {part.file: part.certain for part in plan.contents.files}
+    files = {path.name for path in out.iterdir()}
+    assert {name for name, certain in listed.items() if certain} <= files <= listed.keys()
     assert (out / "ice_text.model").read_bytes() == (folder / "ice_text.model").read_bytes()
     assert not (out / "special_tokens_map.json").exists()
     (note,) = [note for note in report.notes if "tokenizer" in note]
@@ -203,9 +219,47 @@ def test_remote_code_takes_a_plain_tokenizer_along(source: Callable[[str], Path]
         assert any("written anew" in note for note in upload.notes)
 
 
+def command(folder: Path, out: Path, to: str, memory: str) -> list[str]:
+    code = "import sys; from glmlike.cli import main; main(sys.argv[1:])"
+    return [sys.executable, "-c", code, "convert", str(folder), str(out), "--to", to, "--max-memory", memory, "-q"]
+
+
+@on_linux
+@pytest.mark.parametrize("kind", ["glm-4", pytest.param("chatglm-6b", marks=pytest.mark.slow)])
+def test_all_processes_together_stay_below_the_bound(kind: str, source: Callable[[str], Path], tmp_path: Path) -> None:
+    """The whole vocabulary beside hardly any weights; what is planned holds, and too little is refused before work."""
+    folder, bound = source(kind), {"glm-4": 400, "chatglm-6b": 500}[kind]
+    planned = convert(folder, tmp_path / "out", to="glmlike", dry_run=True).memory.apart
+    assert run_and_watch(command(folder, tmp_path / "out", "glmlike", f"{bound}MB")) < min(bound * 1e6, planned + 50e6)
+    done = subprocess.run(
+        command(folder, tmp_path / "small", "glmlike", "250MB"), capture_output=True, text=True, check=False
+    )
+    said = " ".join(done.stderr.split())
+    assert done.returncode
+    assert "the process that writes the tokenizer anew may take" in said
+    least = int(re.search(r"Pass at least (\d+) MB", said)[1])  # type: ignore[index]
+    assert least < bound
+    assert not (tmp_path / "small").exists()
+
+
+@on_linux
+def test_vocabularies_of_gguf_stay_below_the_bound(source: Callable[[str], Path], tmp_path: Path) -> None:
+    pytest.importorskip("gguf")
+    folder, file = source("glm-4"), tmp_path / "model.gguf"
+    assert run_and_watch(command(folder, file, "gguf", "270MB")) < 270e6
+    assert run_and_watch(command(file, tmp_path / "back", "glm", "260MB")) < 260e6
+    with pytest.raises(GlmLikeError, match=r"writing the tokenizer's files may take \d+ MB beside it"):
+        convert(file, tmp_path / "small", to="glm", max_memory=resident() + 100 * 10**6)
+
+
 @pytest.mark.exhaustive
 @pytest.mark.parametrize("to", ["glm", "llama", "glmlike"])
 @pytest.mark.parametrize("name", ["chatglm2-6b", "chatglm3-6b", "glm-4-9b-chat", "llama-3", "qwen2.5", "glm-10b"])
 def test_every_exact_vocabulary_for_every_reader(name: str, to: str, shared: Path, tmp_path: Path) -> None:
-    made = rewrite(shared / "originals" / name, tmp_path / "made", to, plain=to != "glmlike")
-    assert made.record["tokenizer"]["differ"] == 0
+    folder, said = shared / "originals" / name, json.dumps([name, to])
+    code = "import json, sys; from pathlib import Path; from glmlike.checkpoint.tokenizers import rewrite; "
+    code += "made = rewrite(Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3], plain=sys.argv[3] != 'glmlike'); "
+    code += "Path(sys.argv[2] + '.json').write_text(json.dumps(made.record))"
+    most = run_and_watch([sys.executable, "-c", code, str(folder), str(tmp_path / "made"), to])
+    assert json.loads((tmp_path / "made.json").read_text())["tokenizer"]["differ"] == 0
+    assert most < memory_of_rewriting(folder) + 40e6, said

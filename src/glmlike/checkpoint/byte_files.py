@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import errno
 import os
+import struct
+import sys
 import threading
 import weakref
 from pathlib import Path
@@ -16,6 +18,9 @@ from glmlike.errors import CheckpointError
 _BINARY = getattr(os, "O_BINARY", 0)  # Windows would translate line ends
 # Two file systems, a kernel without the call, or a file system without it: bytes are read and written instead.
 _CANNOT_COPY = (errno.EXDEV, errno.ENOSYS, errno.EINVAL, errno.EOPNOTSUPP, errno.EPERM)
+BLOCK = 4096
+"""What a stretch begins and ends at that a file system may share between files, in nearly all of them."""
+_CLONE_RANGE = 0x4020940D  # Linux's FICLONERANGE, with struct file_clone_range
 _AT_OFFSET = hasattr(os, "preadv") and hasattr(os, "pwrite")
 
 
@@ -81,6 +86,31 @@ class ByteFile:
                 raise CheckpointError(f"{other.path}: ends at byte {offset}: it became shorter while it was read.")
             count, offset, to = count - done, offset + done, to + done
         return True
+
+    def begin_to_store(self, offset: int, count: int) -> None:
+        """Have the system begin to put what was just written on the disk, which a sync at the end would wait for."""
+        if hasattr(os, "posix_fadvise"):
+            os.posix_fadvise(self.fd, offset, count, os.POSIX_FADV_DONTNEED)
+
+    def share_from(self, other: ByteFile, offset: int, count: int, to: int) -> tuple[int, int]:
+        """Have this file share the whole blocks of ``count`` bytes at ``offset`` of ``other``, at ``to``.
+
+        Returns the stretch ``[first, last)`` of these bytes that is shared: it took neither time nor room. (0, 0) where
+        nothing is, because the places differ by no whole blocks or the file system cannot (XFS, Btrfs and others can).
+        """
+        first = -offset % BLOCK
+        last = first + (count - first) // BLOCK * BLOCK
+        if sys.platform != "linux" or (offset - to) % BLOCK or last <= first:
+            return 0, 0
+        import fcntl
+
+        try:
+            fcntl.ioctl(self.fd, _CLONE_RANGE, struct.pack("qQQQ", other.fd, offset + first, last - first, to + first))
+        except OSError as error:
+            if error.errno in (*_CANNOT_COPY, errno.ENOTTY):
+                return 0, 0
+            raise
+        return first, last
 
     def _read(self, view: memoryview, offset: int) -> int:
         fd = self.fd

@@ -16,6 +16,7 @@ from glmlike.checkpoint.tokenizers import PATTERNS
 from glmlike.hub_json import INTEGER_METHOD, Format, carried_fields
 
 _COMPANIONS = ("generation_config.json", "*LICENSE*", "README*", "additional_chat_templates")
+_CODE = (".py", ".pyc")
 
 
 def carried(source: Detection) -> dict[str, Any]:
@@ -32,6 +33,18 @@ def undefaulted_tokens(to: Format) -> dict[str, None]:
     return {} if to == "chatglm" else dict.fromkeys(("bos_token_id", "eos_token_id", "pad_token_id"))
 
 
+def companion_files(source: Path, *, tokenizer: Sequence[str] = PATTERNS) -> list[Path]:
+    """The files of a folder that travel as they are, folders among them: of its tokenizer, those patterns."""
+    found = {path for pattern in (*_COMPANIONS, *tokenizer) for path in source.glob(pattern)}
+    return sorted(path for path in found if path.suffix not in _CODE)
+
+
+def files_in(path: Path) -> list[Path]:
+    """The files that are copied of a companion: itself, or those of a folder that are no code."""
+    inside = sorted(path.rglob("*")) if path.is_dir() else [path]
+    return [each for each in inside if each.is_file() and each.suffix not in _CODE]
+
+
 def copy_companions(source: Path, target: Path, *, tokenizer: Sequence[str] = PATTERNS) -> None:
     """Copy the files that belong to a model into ``target``, beside its weights: of its tokenizer, those patterns.
 
@@ -42,15 +55,9 @@ def copy_companions(source: Path, target: Path, *, tokenizer: Sequence[str] = PA
     def copy(path: str | Path, to: str | Path) -> None:
         shutil.copyfile(require_inside(Path(path), source), to)
 
-    paths = {
-        path
-        for pattern in (*_COMPANIONS, *tokenizer)
-        for path in source.glob(pattern)
-        if path.suffix not in (".py", ".pyc")
-    }
-    for path in sorted(paths):
+    for path in companion_files(source, tokenizer=tokenizer):
         if path.is_dir():
-            ignore = shutil.ignore_patterns("*.py", "*.pyc")
+            ignore = shutil.ignore_patterns(*(f"*{suffix}" for suffix in _CODE))
             shutil.copytree(path, target / path.name, ignore=ignore, copy_function=copy, dirs_exist_ok=True)
         elif path.name == "tokenizer_config.json":
             fields = read_json(path)

@@ -12,17 +12,20 @@ import json
 import math
 import pickle
 import struct
-from collections import OrderedDict
-from collections.abc import Callable, Mapping, Sequence
+from collections import Counter, OrderedDict
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+from glmlike.checkpoint.byte_files import BLOCK
 from glmlike.checkpoint.headers import DTYPE_SIZES, TORCH_NAMES
 from glmlike.errors import CheckpointError
 
 Shape = tuple[int, ...]
 Tensors = Sequence[tuple[str, str, Shape]]
 """Name, dtype by safetensors' name, and shape of each tensor of a file."""
+Run = tuple[str, int, int, int]
+_WORTH_PADDING = 2**20
 
 
 @dataclass(frozen=True)
@@ -61,20 +64,33 @@ class SafetensorsFile:
     Tensors are ordered as the library orders them, widest dtype first and then by name, so that each is aligned; the
     header is padded with spaces to a multiple of 8 bytes. ``metadata`` gives the header's metadata from the tensors'
     hashes, as many bytes for any hashes.
+
+    ``runs`` say of stretches of tensors where they are in other files: tensor, place in it, offset there, bytes. Where
+    they are a megabyte and more, the header is padded by less than a block more, so that most of them begin at the same
+    place of a block here as there, and a file system that shares blocks between files can.
     """
 
     checked = False
 
-    def __init__(self, path: str, tensors: Tensors, metadata: Callable[[Mapping[str, Sums]], dict[str, str]]) -> None:
+    def __init__(
+        self,
+        path: str,
+        tensors: Tensors,
+        metadata: Callable[[Mapping[str, Sums]], dict[str, str]],
+        runs: Iterable[Run] = (),
+    ) -> None:
         self.path = path
         self._metadata = metadata
+        self._padding = 0
         self._entries: dict[str, Any] = {}
         position = 0
         for name, dtype, shape in sorted(tensors, key=lambda found: (_ORDER.index(found[1]), found[0])):
             end = position + math.prod(shape) * DTYPE_SIZES[dtype]
             self._entries[name] = {"dtype": dtype, "shape": list(shape), "data_offsets": [position, end]}
             position = end
-        start = len(self._header({name: Sums() for name in self._entries}))
+        empty = {name: Sums() for name in self._entries}
+        self._padding = self._to_share(len(self._header(empty)), runs)
+        start = len(self._header(empty))
         self.at = {name: start + entry["data_offsets"][0] for name, entry in self._entries.items()}
         self.size = start + position
 
@@ -85,10 +101,20 @@ class SafetensorsFile:
             raise AssertionError(f"{self.path}: a header of {len(header)} bytes where {expected} were kept free")
         return [(0, header)]
 
+    def _to_share(self, start: int, runs: Iterable[Run]) -> int:
+        """By how much more to pad a header of ``start`` bytes, so that most bytes of ``runs`` can be shared."""
+        shifts: Counter[int] = Counter()
+        for name, place, offset, count in runs:
+            shift = (offset - place - start - self._entries[name]["data_offsets"][0]) % BLOCK
+            if shift % 8 == 0:
+                shifts[shift] += count
+        padding, gain = max(shifts.items(), key=lambda found: (found[1], -found[0]), default=(0, 0))
+        return padding if gain >= _WORTH_PADDING else 0
+
     def _header(self, sums: Mapping[str, Sums]) -> bytes:
         content = {"__metadata__": self._metadata(sums), **self._entries}
         text = json.dumps(content, separators=(",", ":"), ensure_ascii=False).encode()
-        text += b" " * (-len(text) % 8)
+        text += b" " * (-len(text) % 8 + self._padding)
         return len(text).to_bytes(8, "little") + text
 
 

@@ -161,9 +161,9 @@ def convert(
 
     config.json is written for the target; tokenizer, generation config, chat template, licence and card are copied;
     code files are not; ``glmlike.json`` and the files' metadata say where the numbers come from. A tokenizer that
-    readers of ``to`` could not take (ChatGLM's vocabulary for ``to="glm"``) is written anew as tokenizer.json, by a
-    process of its own that takes up to 600 MB for some seconds; its ids are compared with the source's, and the notes
-    say so. ``generation`` and ``spec`` are those of :func:`detect`. ``to="glm-130b"`` and ``to="meta"`` write
+    readers of ``to`` could not take (ChatGLM's vocabulary for ``to="glm"``) is written anew as tokenizer.json, by
+    processes of their own, one after the other; its ids are compared with the source's, and the notes say so.
+    ``generation`` and ``spec`` are those of :func:`detect`. ``to="glm-130b"`` and ``to="meta"`` write
     ``model_config.json`` or ``params.json``, and ``tensor_parallel`` rank files (default 1).
 
     ``to="gguf"`` writes the file ``dst`` for llama.cpp, and a ``src`` that ends in .gguf is read. ``dtype`` is then
@@ -171,8 +171,9 @@ def convert(
     become blocks of integers, "hash" also compares what they decode to with the source, within each block's bound.
 
     ``max_memory`` ("2GB", or bytes) bounds the resident memory of the whole process, torch and what the caller holds
-    included; the default is 1 GB, or 256 MB beyond what the process held where that is more. ``workers`` threads share
-    it (default: one a processor, at most 4).
+    included, and that of a tokenizer's process with it (by what the published vocabularies take: at most 450 MB); the
+    default is 1 GB, or 256 MB beyond what the process held where that is more. ``workers`` threads share it (default:
+    one a processor, at most 4).
 
     ``dst`` appears whole or not at all. An error leaves nothing; Ctrl-C and SIGTERM leave a hidden sibling of ``dst``
     from which ``resume=True`` goes on: tensors that the journal says are done are taken if their hashes agree.
@@ -196,7 +197,8 @@ def convert(
             another conversion.
         CannotExpressError: ``to`` has no way to say this decoder.
         TokenizerError: transformers would read the tokenizer of a ``to`` folder otherwise than it is.
-        GlmLikeError: ``to``, a size or ``tensor_parallel`` is not one, or is of the other kind of files.
+        GlmLikeError: ``to``, a size or ``tensor_parallel`` is not one, or is of the other kind of files; ``max_memory``
+            is too little, and the message says what will do.
     """
     started = time.perf_counter()
     if to == "gguf":

@@ -73,6 +73,16 @@ class Detection:
         return tuple(found)
 
     @property
+    def companions(self) -> tuple[list[str], tuple[str, ...]] | None:
+        """Of a single file whose metadata hold them: the names of a folder's other files, and what is lost of them."""
+        return None
+
+    @property
+    def memory_of_companions(self) -> int:
+        """The most bytes that writing :attr:`companions` takes."""
+        return 0
+
+    @property
     def record(self) -> dict[str, Any] | None:
         """The record of the conversion that wrote this, or None. Raises CheckpointError if there is no sense in it."""
         return provenance.earlier_record(self.folder)

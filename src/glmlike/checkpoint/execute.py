@@ -13,7 +13,7 @@ import json
 import os
 import threading
 import zlib
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
 from functools import partial
@@ -24,14 +24,13 @@ from glmlike.checkpoint.byte_files import ByteFile
 from glmlike.checkpoint.checksums import tensor_hasher
 from glmlike.checkpoint.containers import Container, Sums
 from glmlike.checkpoint.journal import Journal
-from glmlike.checkpoint.plan import Plan, Step, file_names, index_of, leaves
-from glmlike.checkpoint.streams import Columns, SideBySide, Stored, Stream, stored_runs, stretches
+from glmlike.checkpoint.plan import INDEX, Plan, Step, file_names, index_of, moved_runs
+from glmlike.checkpoint.streams import Stored, Stream, stretches
 from glmlike.errors import CheckpointError
 
 Progress = Callable[[int], None]
 """Called with the number of bytes that were dealt with since the last call; from any thread, one at a time."""
 
-_INDEX = "model.safetensors.index.json"
 _KERNEL_CHUNK = 2**26  # bytes that the kernel is told to copy at once; none of them count as memory
 
 
@@ -157,28 +156,60 @@ def _prepare(folder: Path, container: Container) -> ByteFile:
 def _write(step: Step, target: ByteFile, at: int, plan: Plan, crew: Crew, *, fresh: bool) -> Sums:
     """Write one tensor; a hole is left one where the file is ``fresh``, and holds no bytes of an earlier run."""
 
+    shared = _share(step, target, at)
+
     def write(view: memoryview, start: int, hole: bool) -> None:
         if not (hole and fresh):
-            target.write(view, at + start)
+            for first, last in _outside(shared, start, start + len(view)):
+                target.write(view[first - start : last - start], at + first)
 
     try:
-        return _read(step.stream, plan.memory.chunk(step.stream), crew, write, plan.ranked is not None)
+        sums = _read(step.stream, plan.memory.chunk(step.stream), crew, write, plan.ranked is not None)
+        target.begin_to_store(at, step.bytes)
+        return sums
     except CheckpointError as error:
         raise CheckpointError(f"{plan.source}: {step.sources[0]!r}: {str(error).rstrip('.')}.") from None
 
 
 def _move(step: Step, target: ByteFile, at: int, plan: Plan, crew: Crew) -> None:
     """Write one tensor without hashing it: by the kernel, where only bytes are moved."""
-    if step.how != "bytes" or any(isinstance(part, (Columns, SideBySide)) for part in leaves(step.stream)):
+    runs = moved_runs(step)
+    if not runs:
         _write(step, target, at, plan, crew, fresh=True)
         return
-    for start, stop in stretches(step.stream, _KERNEL_CHUNK):
-        place = at + start
-        for file, offset, count in stored_runs(step.stream, start, stop):
-            if not file.is_hole(offset, offset + count) and not target.copy_from(file, offset, count, place):
-                _copy(Stored(file, offset, "U8", (count,)), target, place, plan)
-            place += count
-        crew.advance(stop - start)
+    shared = _share(step, target, at)
+    for place, (file, offset, count) in runs:
+        for start, stop in _outside(shared, place, place + count):
+            for first in range(start, stop, _KERNEL_CHUNK):
+                size = min(_KERNEL_CHUNK, stop - first)
+                begin = offset + first - place
+                if not file.is_hole(begin, begin + size) and not target.copy_from(file, begin, size, at + first):
+                    _copy(Stored(file, begin, "U8", (size,)), target, at + first, plan)
+                target.begin_to_store(at + first, size)
+                crew.advance(size)
+    crew.advance(sum(last - first for first, last in shared))
+
+
+def _share(step: Step, target: ByteFile, at: int) -> list[tuple[int, int]]:
+    """The stretches of a tensor whose blocks the target now shares with the source, where the file system can do so."""
+    found = []
+    for place, (file, offset, count) in moved_runs(step):
+        first, last = target.share_from(file, offset, count, at + place)
+        if last > first:
+            found.append((place + first, place + last))
+    return found
+
+
+def _outside(stretches: Sequence[tuple[int, int]], start: int, stop: int) -> Iterator[tuple[int, int]]:
+    """What of ``[start, stop)`` is in none of the ``stretches``, which are in order."""
+    for first, last in stretches:
+        if first >= stop:
+            break
+        if start < first:
+            yield start, first
+        start = max(start, last)
+    if start < stop:
+        yield start, stop
 
 
 def _copy(stream: Stored, target: ByteFile, at: int, plan: Plan) -> None:
@@ -241,6 +272,6 @@ def _frame(plan: Plan, folder: Path, targets: dict[str, ByteFile], journal: Jour
         for offset, content in container.frame(sums):
             targets[container.path].write(memoryview(content), offset)
     if plan.ranked is None and len(plan.containers) > 1:
-        (folder / _INDEX).write_text(json.dumps(index_of(plan), indent=2) + "\n", encoding="utf8")
+        (folder / INDEX).write_text(json.dumps(index_of(plan), indent=2) + "\n", encoding="utf8")
     for name, text in ({} if plan.ranked is None else plan.ranked.texts).items():
         (folder / name).write_text(text, encoding="utf8")

@@ -95,11 +95,27 @@ class GgufDetection(Detection):
         text = self.fields.get(RECORD)
         return provenance.read_record(text, self.folder) if isinstance(text, str) else None
 
+    @property
+    def companions(self) -> tuple[list[str], tuple[str, ...]]:
+        """The names of the files that :meth:`write_companions` writes, and what is lost of the tokenizer."""
+        return gguf_vocabulary.names_of_files(self.fields), tuple(gguf_vocabulary.lost(self.fields))
+
+    @property
+    def memory_of_companions(self) -> int:
+        """The most bytes that :meth:`write_companions` takes: what each string of the metadata becomes was measured."""
+        return 240 * sum(len(value) for value in self.fields.values() if isinstance(value, list))
+
     def write_companions(self, folder: Path) -> None:
         """Write the tokenizer's files, the chat template and the generation config beside a folder's weights."""
-        for name, content in gguf_vocabulary.to_files(self.fields, str(self.folder)).items():
-            text = json.dumps(content, indent=2, ensure_ascii=False) + "\n" if isinstance(content, dict) else content
-            (folder / name).write_text(text, encoding="utf8")
+        files = gguf_vocabulary.to_files(self.fields, str(self.folder))
+        for name in list(files):
+            content = files.pop(name)
+            with (folder / name).open("w", encoding="utf8") as file:
+                if isinstance(content, dict):  # the text of hundreds of thousands of merges is never in memory
+                    json.dump(content, file, indent=2, ensure_ascii=False)
+                    file.write("\n")
+                else:
+                    file.write(content)
 
 
 def gguf_table(architecture: Architecture, spec: DecoderSpec, **how: Any) -> FormatTable:

@@ -480,6 +480,13 @@ def to_files(fields: Mapping[str, Any], where: str) -> dict[str, Any]:
     return files
 
 
+def names_of_files(fields: Mapping[str, Any]) -> list[str]:
+    """The names of :func:`to_files`."""
+    found = [] if lost(fields) else ["tokenizer.json", "tokenizer_config.json"]
+    found += ["generation_config.json"] if token_ids(fields) else []
+    return found + (["chat_template.jinja"] if isinstance(fields.get("tokenizer.chat_template"), str) else [])
+
+
 def _renamed(fields: Mapping[str, Any], where: str) -> dict[int, str]:
     try:
         found = json.loads(fields.get(RENAMED, "{}"))

@@ -15,6 +15,7 @@ from glmlike.checkpoint import gguf_vocabulary, provenance
 from glmlike.checkpoint.byte_files import ByteFile
 from glmlike.checkpoint.checksums import TENSOR_HASH
 from glmlike.checkpoint.containers import Sums
+from glmlike.checkpoint.contents import Contents, contents_of_gguf
 from glmlike.checkpoint.destination import partial_folder, require_apart, require_new
 from glmlike.checkpoint.detection import Detection, missing_and_unknown, native_streams, require_equal_copies, set_aside
 from glmlike.checkpoint.execute import Crew, Progress, Written, carry_out, source_bytes
@@ -46,6 +47,9 @@ from glmlike.spec import DecoderSpec
 
 GgufDtype = Literal["f32", "f16", "bf16", "q8_0", "q5_1", "q5_0", "q4_1", "q4_0"]
 """What matrices can be written as: what the package ``gguf`` quantizes, which is not the K-quants."""
+
+_STRING = 140
+"""The bytes that a token or a merge takes once the file's metadata are read back, measured."""
 
 Watch = Callable[[int], AbstractContextManager[Progress | None]]
 
@@ -109,6 +113,7 @@ def plan_gguf(
     if needs_torch(steps):
         import torch  # noqa: F401  # what it takes counts as memory
     streams = [step.stream for step in steps]
+    again = 0 if chosen == "none" else _STRING * sum(len(value) for value in fields.values() if isinstance(value, list))
     return Plan(
         source=found.folder,
         destination=destination,
@@ -119,7 +124,7 @@ def plan_gguf(
         bytes=sum(step.bytes for step in steps),
         bytes_moved=sum(step.bytes for step in steps if step.how == "bytes"),
         disk=file.size,
-        memory=share_out(max_memory, workers, streams, memory_held(streams)),
+        memory=share_out(max_memory, workers, streams, memory_held(streams), beside=again),
         verify=chosen,
         lossless=lossless,
         dropped=tuple(sorted(set_aside(found))),
@@ -132,7 +137,16 @@ def plan_gguf(
         found=found,
         source_files=sources,
         one_file=True,
+        contents=_contents(found.folder, file, vocabulary),
     )
+
+
+def _contents(source: Path, file: GgufFile, vocabulary: gguf_vocabulary.Vocabulary) -> Contents:
+    words = f" with the words of {vocabulary.pre!r}" if vocabulary.pre else ""
+    said = f"in the file's metadata, as llama.cpp's {vocabulary.model!r}{words}"
+    if vocabulary.model == "none":
+        said = "; ".join(vocabulary.notes)
+    return contents_of_gguf(source, file.path, file.size, said, template=vocabulary.template is not None)
 
 
 def steps_of(found: Detection, architecture: Architecture, dtype: GgufDtype, file: str) -> Iterator[GgufStep]:

@@ -111,16 +111,19 @@ class Merged:
         if magnitude is None:
             return None
         rows = max(1, _BLOCK // self.shape[1])
-        norms, squares = [], torch.zeros(self.shape[1])
+        # Nothing that is kept is allocated between blocks: glibc could not use the room of a block again before it.
+        dtype = torch.promote_types(torch_dtype(self.dtype), self._made.get(0).dtype)
+        norms, squares = torch.empty(self.shape[0], dtype=dtype), torch.zeros(self.shape[1], dtype=dtype)
+        buffer = memoryview(bytearray(min(rows, self.shape[0]) * self.grain))
         for first in range(0, self.shape[0], rows):
-            view = memoryview(bytearray(min(rows, self.shape[0] - first) * self.grain))
-            for _, _, merged in self._merged(view, first):
+            view = buffer[: (self.shape[0] - first) * self.grain]
+            for low, _, merged in self._merged(view, first):
                 if self.part.whole.embedding:
                     for square in merged * merged:  # row by row, as torch.linalg.norm(dim=0) adds them up
-                        squares = squares + square
+                        squares += square
                 else:
-                    norms.append(torch.linalg.norm(merged, dim=1))
-        whole = squares.double().sqrt().to(squares.dtype) if self.part.whole.embedding else torch.cat(norms)
+                    torch.linalg.norm(merged, dim=1, out=norms[low : low + len(merged)])
+        whole = squares.double().sqrt().to(squares.dtype) if self.part.whole.embedding else norms
         return _wide(magnitude) / whole
 
 

@@ -9,9 +9,10 @@ from pathlib import Path
 from typing import Any, Literal
 
 from glmlike.checkpoint import provenance
-from glmlike.checkpoint.byte_files import stored_bytes
+from glmlike.checkpoint.byte_files import ByteFile, stored_bytes
 from glmlike.checkpoint.checksums import TENSOR_HASH
 from glmlike.checkpoint.containers import Container, SafetensorsFile, Sums, TorchZipFile
+from glmlike.checkpoint.contents import Contents, contents_from_gguf, contents_of
 from glmlike.checkpoint.detection import Detection, missing_and_unknown, native_streams, set_aside
 from glmlike.checkpoint.formats import FormatTable
 from glmlike.checkpoint.layouts import Cropped
@@ -20,15 +21,26 @@ from glmlike.checkpoint.packed_streams import PackedFloats
 from glmlike.checkpoint.ranked import RANKED
 from glmlike.checkpoint.ranks import RankLayout
 from glmlike.checkpoint.rules import by_native
-from glmlike.checkpoint.streams import FLOATS, Cast, Dequantized, LastMade, Loaded, Rows, Stream, size_of
+from glmlike.checkpoint.streams import (
+    FLOATS,
+    Cast,
+    Dequantized,
+    LastMade,
+    Loaded,
+    Rows,
+    Stream,
+    size_of,
+    stored_runs,
+)
 from glmlike.checkpoint.through_layouts import to_foreign_streams
-from glmlike.checkpoint.tokenizers import files_of, is_rewritten
+from glmlike.checkpoint.tokenizers import files_of, is_rewritten, memory_of_rewriting
 from glmlike.errors import ConfigError
 from glmlike.hub_json import Format
 from glmlike.spec import DecoderSpec
 
 Dtype = Literal["float32", "float16", "bfloat16"]
 Verify = Literal["none", "hash", "roundtrip"]
+INDEX = "model.safetensors.index.json"
 DTYPES: dict[str, str] = {"float32": "F32", "float16": "F16", "bfloat16": "BF16"}
 
 
@@ -77,7 +89,8 @@ class Plan:
     ``bytes`` are those of all tensors written, ``bytes_moved`` those of them that are moved without being decoded;
     ``disk`` the bytes that the destination's file system must have free; ``memory.peak`` the expected peak memory.
     ``lossless``: the source's tensors, but for the declared drops, follow from the target's bit for bit.
-    ``one_file``: ``destination`` is no folder but the one file of ``files``.
+    ``one_file``: ``destination`` is no folder but the one file of ``files``. ``contents``: every file of the
+    destination, not of weights alone, and where it comes from.
     """
 
     source: Path
@@ -104,12 +117,13 @@ class Plan:
     source_files: provenance.SourceFiles = field(default=provenance.SourceFiles({}, False), repr=False, compare=False)
     merged: tuple[Mapping[str, str], ...] = ()
     one_file: bool = False
+    contents: Contents = field(default_factory=Contents, repr=False)
 
     def to_dict(self) -> dict[str, Any]:
         """The plan as JSON holds it."""
-        hidden = ("containers", "found", "config", "steps", "memory", "ranked", "source_files", "one_file")
+        hidden = ("containers", "found", "config", "steps", "memory", "ranked", "source_files", "one_file", "contents")
         facts = {name: value for name, value in vars(self).items() if name not in hidden}
-        facts |= {"source": str(self.source), "destination": str(self.destination)}
+        facts |= {"source": str(self.source), "destination": str(self.destination), **self.contents.to_dict()}
         return {**facts, "memory": vars(self.memory), "steps": [step.to_dict() for step in self.steps]}
 
     def to_json(self) -> str:
@@ -157,7 +171,8 @@ def make_plan(
     hashed = verify != "none"
     containers = tuple(_containers(found, made, table.name, ranked, files, hashed))
     streams = [step.stream for step in made]
-    rewritten = files_of(found.folder) if is_rewritten(found.folder, found.format, table.name) else []
+    anew = is_rewritten(found.folder, found.format, table.name)
+    rewritten = files_of(found.folder) if anew else []
     sums = {"tensors": TENSOR_HASH if hashed else None, "files": files.computed}
     key = _identity(found, made, config, sums, change, rewritten)
     return Plan(
@@ -170,7 +185,7 @@ def make_plan(
         bytes=total,
         bytes_moved=sum(step.bytes for step in made if step.how == "bytes"),
         disk=_disk(found, made, containers),
-        memory=share_out(max_memory, workers, streams, memory_held(streams)),
+        memory=share_out(max_memory, workers, streams, memory_held(streams), **_for_tokenizer(found, anew)),
         verify=verify or ("roundtrip" if lossless else "hash"),
         lossless=lossless,
         dropped=tuple(sorted(set_aside(found))),
@@ -184,7 +199,35 @@ def make_plan(
         ranked=ranked,
         source_files=files,
         merged=change.merged if change else (),
+        contents=_contents(found, table.name, made, containers, ranked),
     )
+
+
+def _for_tokenizer(found: Detection, anew: bool) -> dict[str, Any]:
+    """What the tokenizer takes, as :func:`share_out` has it."""
+    if found.companions is not None:
+        return {"apart": found.memory_of_companions, "what": "writing the tokenizer's files"}
+    return {"apart": memory_of_rewriting(found.folder)} if anew else {}
+
+
+def _contents(
+    found: Detection, to: Format, steps: Sequence[Step], containers: Sequence[Container], ranked: RankLayout | None
+) -> Contents:
+    """Every file of the folder that will be written."""
+    written: dict[str, tuple[str, int | None]] = {}
+    for container in containers:
+        count = sum(step.file == container.path for step in steps)
+        written[container.path] = (f"{count} tensors", container.size)
+    if ranked is None and len(containers) > 1:
+        written[INDEX] = ("written: which file has which tensor", None)
+    written |= dict.fromkeys({} if ranked is None else ranked.texts, ("written", None))
+    config = "config.json" if ranked is None else RANKED[to].file
+    written[config] = (f"written: what the source's says, as {to!r} says it", None)
+    written[provenance.RECORD] = ("written: where the numbers come from, and their hashes", None)
+    inside = found.companions
+    if inside is not None:
+        return contents_from_gguf(written, *inside)
+    return contents_of(found, to, written)
 
 
 def file_names(found: Detection) -> dict[str, Path]:
@@ -324,8 +367,30 @@ def _containers(
         return provenance.metadata(origin, to, sources, sums if hashed else None)
 
     for file in dict.fromkeys(step.file for step in steps):
-        tensors = [(step.name, step.dtype, step.shape) for step in steps if step.file == file]
-        yield SafetensorsFile(file, tensors, metadata) if ranked is None else TorchZipFile(file, tensors, ranked.under)
+        mine = [step for step in steps if step.file == file]
+        tensors = [(step.name, step.dtype, step.shape) for step in mine]
+        if ranked is not None:
+            yield TorchZipFile(file, tensors, ranked.under)
+            continue
+        runs = ((step.name, place, *run[1:]) for step in mine for place, run in moved_runs(step))
+        yield SafetensorsFile(file, tensors, metadata, runs)
+
+
+def moved_runs(step: Step) -> list[tuple[int, tuple[ByteFile, int, int]]]:
+    """Where the bytes of a step lie in the source, if they are only moved: the place in it, and (file, offset, bytes).
+
+    None of a step whose bytes are gathered from columns, or computed.
+    """
+    if step.how != "bytes":
+        return []
+    found, place = [], 0
+    try:
+        for run in stored_runs(step.stream, 0, step.bytes):
+            found.append((place, run))
+            place += run[2]
+    except TypeError:
+        return []
+    return found
 
 
 def _is_lossless(found: Detection, steps: Sequence[Step]) -> bool:

@@ -6,19 +6,18 @@ code of the source's repository reads is then left out, so that nothing contradi
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
-import subprocess
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from glmlike.checkpoint.inside import require_inside
 from glmlike.checkpoint.shards import read_json
+from glmlike.checkpoint.tokenizer_processes import DifferenceError, UnreadableError
+from glmlike.checkpoint.tokenizer_processes import rewrite as write_and_prove
 from glmlike.errors import TokenizerError
 from glmlike.hub_json import Format
 
@@ -29,7 +28,11 @@ PATTERNS = ("tokenizer*", "special_tokens_map.json", "added_tokens.json", "chat_
 _PLAIN: tuple[Format, ...] = ("glm", "glm4", "llama", "qwen2")
 _VOCABULARIES = ("tokenizer.json", "*.model", "vocab.txt", "vocab.json")
 _FOLDER = ".tokenizer-"
-_CHILD = "import sys; sys.path[:] = sys.argv[5:]; from glmlike.tokenization.plain import main; main(*sys.argv[1:5])"
+_TRANSFORMERS = 70 * 10**6  # a process that has imported its tokenizers
+_GROWTH = (
+    *(("tokenizer.json", 13), ("vocab*", 55), ("ice_text.model", 140), ("cog-pretrain.model", 190)),
+    ("tokenizer.model", 109),
+)
 # Names of classes that transformers alone does not have, or that decide nothing: the files decide.
 _OURS = ("GlmLike", "ChatGLM", "GLM")
 
@@ -55,20 +58,43 @@ class NewTokenizer:
             self.folder.rmdir()
 
 
-def is_rewritten(source: Path, source_format: Format, to: Format) -> bool:
+@dataclass(frozen=True)
+class TokenizerStep:
+    """What a conversion does about the tokenizer: "none" is there, it is "copied", or written "anew"; and ``why``."""
+
+    how: Literal["none", "copied", "anew"]
+    why: str
+
+
+def tokenizer_step(source: Path, source_format: Format, to: Format) -> TokenizerStep:
     """Whether a conversion writes the tokenizer anew: readers of ``to`` could not, or not surely, take its files.
 
     They take a tokenizer.json whose class is transformers' own, and whatever transformers' class read in the same
     format. Formats whose readers bring code of their own (chatglm and older) get the files as they are.
     """
-    if to not in (*_PLAIN, "glmlike") or not any(p.is_file() for name in _VOCABULARIES for p in source.glob(name)):
-        return False
+    found = [path.name for name in _VOCABULARIES for path in sorted(source.glob(name)) if path.is_file()]
+    if not found:
+        return TokenizerStep("none", f"the source has none of {', '.join(_VOCABULARIES)}")
+    if to not in (*_PLAIN, "glmlike"):
+        return TokenizerStep("copied", f"readers of {to!r} bring what reads {found[0]}")
     said = read_json(source / "tokenizer_config.json") if (source / "tokenizer_config.json").is_file() else {}
     name = said.get("tokenizer_class")
-    own = not isinstance(name, str) or name.startswith(_OURS)
+    fast = "tokenizer.json" in found
     if to == "glmlike" and name == "GlmLikeTokenizer":
-        return not (source / "tokenizer.json").is_file()
-    return own or not ((source / "tokenizer.json").is_file() or source_format == to)
+        if fast:
+            return TokenizerStep("copied", "GlmLikeTokenizer is the class of the native format")
+        return TokenizerStep("anew", f"transformers alone reads no {found[0]} of a GlmLikeTokenizer")
+    if not isinstance(name, str) or name.startswith(_OURS):
+        class_of = f"{name}, a class that transformers alone has not" if name else "of no class that is named"
+        return TokenizerStep("anew", f"{found[0]} is {class_of}")
+    if fast or source_format == to:
+        return TokenizerStep("copied", f"transformers reads it as {name}")
+    return TokenizerStep("anew", f"{found[0]} is read by {name} in {source_format!r}, by another class maybe in {to!r}")
+
+
+def is_rewritten(source: Path, source_format: Format, to: Format) -> bool:
+    """Whether :func:`tokenizer_step` is to write it anew."""
+    return tokenizer_step(source, source_format, to).how == "anew"
 
 
 def files_of(source: Path) -> list[Path]:
@@ -103,23 +129,41 @@ def written_anew(source: Path, source_format: Format, to: Format, room: Path) ->
 
 
 def rewrite(source: Path, folder: Path, to: str, *, plain: bool) -> NewTokenizer:
-    """Have a child process write the tokenizer of ``source`` into ``folder`` for ``to``, and prove it the same.
+    """Have child processes write the tokenizer of ``source`` into ``folder`` for ``to``, and prove it the same.
 
     Raises:
         TokenizerError: see :func:`written_anew`.
     """
-    found = _run_child(source, folder, to, "plain" if plain else "own")
-    if "differs" in found:
+    try:
+        found = write_and_prove(source, folder, to, plain=plain)
+    except DifferenceError as error:
         raise TokenizerError(
-            f"{source}: its tokenizer cannot be written for readers of {to!r}: {found['differs']}. Convert to a format "
+            f"{source}: its tokenizer cannot be written for readers of {to!r}: {error}. Convert to a format "
             "whose tokenizers transformers reads as they are (glm, llama), or move the tokenizer's files elsewhere."
-        )
-    if "unreadable" in found:
+        ) from None
+    except UnreadableError as error:
         shutil.rmtree(folder, ignore_errors=True)
-        what = f"the tokenizer could not be read, so its files are copied as they are: {found['unreadable']}"
-        return NewTokenizer(note=what)
-    # Who reads a native folder takes tokenizer.json first; the way back to the source's format needs the vocabulary.
-    return NewTokenizer(folder, () if plain else _FILES, {"tokenizer": found}, _note(found, plain))
+        return NewTokenizer(note=f"the tokenizer could not be read, so its files are copied as they are: {error}")
+    return NewTokenizer(folder, kept_vocabulary(plain), {"tokenizer": found}, _note(found, plain))
+
+
+def kept_vocabulary(plain: bool) -> tuple[str, ...]:
+    """Patterns of the source's files that are copied beside a tokenizer that is written anew.
+
+    Who reads a native folder takes tokenizer.json first; the way back to the source's format needs the vocabulary.
+    """
+    return () if plain else _FILES
+
+
+def memory_of_rewriting(source: Path) -> int:
+    """The most bytes that a process takes which reads the tokenizer of ``source``, by the sizes of its files.
+
+    What a byte of each kind of vocabulary becomes was measured on the published ones; it is the merges of ranks, the
+    pieces and their tree in Python of what SentencePiece cuts, and what JSON is parsed to.
+    """
+    return _TRANSFORMERS + max(
+        (path.stat().st_size * times for name, times in _GROWTH for path in source.glob(name)), default=0
+    )
 
 
 def _note(found: dict[str, Any], plain: bool) -> str:
@@ -127,20 +171,10 @@ def _note(found: dict[str, Any], plain: bool) -> str:
     same = f"{found['probes']} texts"
     if found["differ"]:
         same += f" (without glmlike, {found['differ']} of them are cut otherwise: no fast tokenizer is exact there)"
-    said = "transformers' own class" if plain else "GlmLikeTokenizer, which transformers alone reads as its own"
+    said = class_in_words(plain)
     return f"the tokenizer is written anew, as tokenizer.json of {said}; its ids are the source's on {same}"
 
 
-def _run_child(source: Path, folder: Path, to: str, how: str) -> dict[str, Any]:
-    """What the child says. It imports from where this process does, so no file of the working folder counts more."""
-    arguments = [str(source.resolve()), str(folder.resolve()), to, how]
-    environment = {**os.environ, "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false", "PYTHONIOENCODING": "utf-8"}
-    command = [sys.executable, "-c", _CHILD, *arguments, *(str(Path(entry).resolve()) for entry in sys.path)]
-    done = subprocess.run(command, env=environment, stdin=subprocess.DEVNULL, capture_output=True, check=False)
-    lines = done.stdout.decode("utf8", "replace").strip().splitlines()
-    try:
-        found = json.loads(lines[-1])
-    except (IndexError, ValueError):
-        errors = done.stderr.decode("utf8", "replace").strip().splitlines() or [f"exit code {done.returncode}"]
-        return {"unreadable": errors[-1]}
-    return dict(found)
+def class_in_words(plain: bool) -> str:
+    """The class that a tokenizer.json that is written names."""
+    return "transformers' own class" if plain else "GlmLikeTokenizer, which transformers alone reads as its own"

@@ -24,7 +24,9 @@ Source = Annotated[
 # typer reads these annotations at run time, where Python 3.10 needs Optional.
 MaxMemory = Annotated[
     Optional[str],  # noqa: UP045
-    typer.Option(help="the most memory the whole process may use, such as 2GB", show_default="1GB"),
+    typer.Option(
+        help="the most memory that this process and those it starts may use together, such as 2GB", show_default="1GB"
+    ),
 ]
 Workers = Annotated[
     Optional[int],  # noqa: UP045

@@ -40,14 +40,21 @@ def short(value: Any) -> str:
 
 
 def print_plan(plan: dict[str, Any], as_json: bool) -> None:
-    """The plan of a conversion or a merge: a line a step, then its totals."""
+    """The plan of a conversion or a merge: a line a step and a line a file, then its totals."""
     if as_json:
         print(json.dumps(plan, indent=2, ensure_ascii=False))
         return
     for step in plan["steps"]:
         shape = " x ".join(map(str, step["shape"])) or "scalar"
         print(f"{step['file']}: {step['name']} {step['dtype']} {shape} <- {', '.join(step['sources'])} [{step['how']}]")
-    facts = {name: value for name, value in plan.items() if name not in ("steps", "memory", "identity", "merged")}
+    print(f"{plan['destination']}:")
+    for part in plan["contents"]:
+        size = "" if part["bytes"] is None else f" ({part['bytes']:,} bytes)"
+        print(f"{part['file']}{size} <- {part['origin']}{'' if part['certain'] else ', if it has one'}")
+    for name, why in plan["left_behind"].items():
+        print(f"not copied: {name} ({why})")
+    apart = ("steps", "memory", "identity", "merged", "contents", "left_behind", "travels")
+    facts = {name: value for name, value in plan.items() if name not in apart} | plan["travels"]
     facts["merged"] = [f"{one['name']} ({one['sha256'][:12]}…)" for one in plan["merged"]]
     facts |= {f"memory {name}": value for name, value in plan["memory"].items()}
     print_table("plan", {name: short(value) for name, value in facts.items()})
