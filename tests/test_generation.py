@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 from torch.testing import assert_close
-from transformers import DynamicCache, GenerationConfig, TextIteratorStreamer
+from transformers import ContinuousBatchingConfig, DynamicCache, GenerationConfig, TextIteratorStreamer
 
 from glmlike import GlmLikeConfig, GlmLikeForCausalLM, GlmLikeModel
 from glmlike.renamed import CACHE
@@ -206,7 +206,10 @@ def test_generate_batch_gives_the_tokens_of_generate(make: Callable[..., Any]) -
     model = make(SPECS["chatglm2"], eos_token_id=None)
     prompts = [tokens(1, length)[0].tolist() for length in (5, 9, 3)]
     config = GenerationConfig(max_new_tokens=8, do_sample=False, eos_token_id=-1, pad_token_id=0)
-    outputs = model.generate_batch(inputs=prompts, generation_config=config, progress_bar=False)
+    small = ContinuousBatchingConfig(num_blocks=16, max_batch_tokens=64)  # else it takes all memory that is free
+    outputs = model.generate_batch(
+        inputs=prompts, generation_config=config, continuous_batching_config=small, progress_bar=False
+    )
     found = [output.generated_tokens for output in outputs.values()]
     expected = [greedy(model, torch.tensor([prompt]), max_new_tokens=8)[0][len(prompt) :] for prompt in prompts]
     assert found == expected
