@@ -13,6 +13,7 @@ from glmlike import convert, verify
 from glmlike.checkpoint import Plan
 from glmlike.checkpoint.byte_files import BLOCK, ByteFile
 from glmlike.checkpoint.containers import Sums
+from glmlike.errors import CheckpointError
 from killed import sums
 
 SIZES = {"layers": 2, "hidden": 512, "inner": 1024, "vocab": 4096}
@@ -83,6 +84,25 @@ def test_the_bytes_are_the_same_with_and_without(source: Path, tmp_path: Path, s
         convert(source, tmp_path / "copied", to="glm")
     assert len(shared) == count
     assert sums(tmp_path / "shared") == sums(tmp_path / "copied")
+
+
+def test_what_is_not_shared_is_read_back(
+    source: Path, tmp_path: Path, shared: list[Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Shared blocks are the source's own; a byte beside them that came out wrong is found."""
+    write = ByteFile.write
+
+    def fails_once(self: ByteFile, view: memoryview, offset: int) -> None:
+        wrong.append(bytes(each ^ 1 for each in view) if not wrong else bytes(view))
+        write(self, memoryview(wrong[-1]), offset)
+
+    wrong: list[bytes] = []
+    monkeypatch.setattr(ByteFile, "write", fails_once)
+    with pytest.raises(CheckpointError, match="read back is not what was written"):
+        convert(source, tmp_path / "out", to="chatglm", workers=1)
+    assert shared
+    assert 0 < len(wrong[0]) < 2 * BLOCK
+    assert not (tmp_path / "out").exists()
 
 
 def test_headers_are_padded_by_less_than_a_block_and_only_where_it_is_worth_it(source: Path, tmp_path: Path) -> None:

@@ -73,10 +73,14 @@ class Crew:
 
 @dataclass(frozen=True)
 class Written:
-    """What a run left: the sums of every tensor by (file, name), and how many tensors an earlier run had written."""
+    """What a run left, by (file, name): the sums of every tensor, and which stretches share blocks with the source.
+
+    ``resumed`` counts the tensors that an earlier run had written.
+    """
 
     sums: dict[tuple[str, str], Sums]
     resumed: int
+    shared: dict[tuple[str, str], list[tuple[int, int]]] = field(default_factory=dict)
 
 
 def carry_out(plan: Plan, folder: Path, journal: Journal, crew: Crew) -> Written:
@@ -91,6 +95,7 @@ def carry_out(plan: Plan, folder: Path, journal: Journal, crew: Crew) -> Written
     places = {container.path: container.at for container in plan.containers}
     checked = {container.path: container.checked for container in plan.containers}
     resumed: list[Step] = []
+    shared: dict[tuple[str, str], list[tuple[int, int]]] = {}
 
     def do(step: Step) -> None:
         target, at = targets[step.file], places[step.file][step.name]
@@ -102,7 +107,8 @@ def carry_out(plan: Plan, folder: Path, journal: Journal, crew: Crew) -> Written
         if known is not None and sums_of(stored, plan, crew) == known:
             resumed.append(step)
             return
-        journal.tensor_done(step.file, step.name, _write(step, target, at, plan, crew, fresh=known is None))
+        spans = shared[step.file, step.name] = _share(step, target, at)
+        journal.tensor_done(step.file, step.name, _write(step, target, at, plan, crew, spans, fresh=known is None))
 
     def hash_source(file: str) -> None:
         if file not in journal.sources:
@@ -120,7 +126,7 @@ def carry_out(plan: Plan, folder: Path, journal: Journal, crew: Crew) -> Written
     if plan.source_files.computed:
         plan.source_files.hashes.update(journal.sources)
     _frame(plan, folder, targets, journal)
-    return Written(dict(journal.tensors), len(resumed))
+    return Written(dict(journal.tensors), len(resumed), shared)
 
 
 def source_bytes(plan: Plan) -> int:
@@ -153,14 +159,24 @@ def _prepare(folder: Path, container: Container) -> ByteFile:
     return ByteFile(path, writable=True)
 
 
-def _write(step: Step, target: ByteFile, at: int, plan: Plan, crew: Crew, *, fresh: bool) -> Sums:
-    """Write one tensor; a hole is left one where the file is ``fresh``, and holds no bytes of an earlier run."""
+def _write(
+    step: Step,
+    target: ByteFile,
+    at: int,
+    plan: Plan,
+    crew: Crew,
+    shared: Sequence[tuple[int, int]] = (),
+    *,
+    fresh: bool,
+) -> Sums:
+    """Write one tensor but for its ``shared`` stretches.
 
-    shared = _share(step, target, at)
+    A hole is left one where the file is ``fresh``, and holds no bytes of an earlier run.
+    """
 
     def write(view: memoryview, start: int, hole: bool) -> None:
         if not (hole and fresh):
-            for first, last in _outside(shared, start, start + len(view)):
+            for first, last in outside(shared, start, start + len(view)):
                 target.write(view[first - start : last - start], at + first)
 
     try:
@@ -179,7 +195,7 @@ def _move(step: Step, target: ByteFile, at: int, plan: Plan, crew: Crew) -> None
         return
     shared = _share(step, target, at)
     for place, (file, offset, count) in runs:
-        for start, stop in _outside(shared, place, place + count):
+        for start, stop in outside(shared, place, place + count):
             for first in range(start, stop, _KERNEL_CHUNK):
                 size = min(_KERNEL_CHUNK, stop - first)
                 begin = offset + first - place
@@ -200,7 +216,7 @@ def _share(step: Step, target: ByteFile, at: int) -> list[tuple[int, int]]:
     return found
 
 
-def _outside(stretches: Sequence[tuple[int, int]], start: int, stop: int) -> Iterator[tuple[int, int]]:
+def outside(stretches: Sequence[tuple[int, int]], start: int, stop: int) -> Iterator[tuple[int, int]]:
     """What of ``[start, stop)`` is in none of the ``stretches``, which are in order."""
     for first, last in stretches:
         if first >= stop:
