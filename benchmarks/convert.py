@@ -150,9 +150,9 @@ def _with_room(run: Any, folder: Path, target: Path) -> dict[str, Any]:
     shutil.rmtree(target, ignore_errors=True)
     before = _used(folder)
     started = time.perf_counter()
-    run()
+    result = run()
     seconds = time.perf_counter() - started
-    found = {"seconds": seconds, "room": _used(folder) - before}
+    found = {"seconds": result["seconds"] if isinstance(result, dict) else seconds, "room": _used(folder) - before}
     shutil.rmtree(target)
     return found
 
@@ -168,14 +168,17 @@ def _used(folder: Path) -> int:
     return found[-1]
 
 
-def _converted(source: Path, target: Path, to: str, verify: str) -> None:
+def _converted(source: Path, target: Path, to: str, verify: str) -> dict[str, Any]:
     work = CONVERT.replace('to="glm"', f"to={to!r}")
-    child(work, argument={"source": str(source), "target": str(target), "options": {"verify": verify, "sha256": False}})
+    options = {"verify": verify, "sha256": False}
+    argument = {"source": str(source), "target": str(target), "options": options}
+    return child(work, setup="import glmlike.checkpoint", argument=argument)
 
 
 def sharing(folder: Path, repeats: int) -> list[dict[str, Any]]:
-    """Seconds and room of copies and conversions where blocks can be shared; processes' starts are counted."""
-    source, out = write_big(folder / "source", layers=2, **WIDE), folder / "out"
+    """Seconds and room of copies and conversions where blocks can be shared."""
+    source, out, glm = write_big(folder / "source", layers=2, **WIDE), folder / "out", folder / "glm"
+    child(CONVERT, argument={"source": str(source), "target": str(glm), "options": {}})
     size = sum(path.stat().st_size for path in source.iterdir())
     copy = ["cp", "-r", str(source), str(out)]
     runs: dict[str, Any] = {
@@ -185,11 +188,15 @@ def sharing(folder: Path, repeats: int) -> list[dict[str, Any]]:
     for to, what in (("chatglm", "tensors renamed"), ("glm", "q, k, v cut apart")):
         for verify in ("none", "roundtrip"):
             runs[f"glmlike, {what}, verify={verify}"] = partial(_converted, source, out, to, verify)
+    argument = {"source": str(glm), "target": str(out)}
+    runs[THEIRS] = partial(child, TRANSFORMERS, setup=SETUP_TRANSFORMERS, argument=argument)
     measured = interleaved({name: partial(_with_room, run, folder, out) for name, run in runs.items()}, repeats)
+    seconds = {name: median(rows, "seconds") for name, rows in measured.items()}
     return [
         {
             "what": name,
-            "seconds": median(rows, "seconds"),
+            "seconds": seconds[name],
+            "speed / transformers": seconds[THEIRS] / seconds[name],
             "room it took / size": max(median(rows, "room") / size, 0.0),
         }
         for name, rows in measured.items()
@@ -220,8 +227,11 @@ def main(*parts: str, repeats: int = 5) -> None:
     if "sharing" in wanted:
         with tempfile.TemporaryDirectory(dir=parts[1]) as folder:
             kind = subprocess.run(["stat", "-f", "-c", "%T", folder], check=True, capture_output=True, text=True)
-            note = f"1.9 GB of bfloat16 on {kind.stdout.strip()}; median of {repeats} runs, interleaved, not synced"
-            report("convert_sharing", sharing(Path(folder), repeats), f"{note}; starting Python is counted.")
+            note = (
+                f"1.9 GB of bfloat16 on {kind.stdout.strip()}; median of {repeats} runs, interleaved, not synced,"
+                " imports not counted; files of a download."
+            )
+            report("convert_sharing", sharing(Path(folder), repeats), note)
 
 
 if __name__ == "__main__":
