@@ -12,7 +12,7 @@ OLDEST_TESTS := $(addprefix tests/,test_spec.py test_configuration.py test_regis
     test_golden.py test_generation.py test_prefix.py test_packing.py test_infilling_generation.py test_tables.py infilling \
     test_prefix_encoder.py test_ptuning.py test_integers.py test_quantization.py test_first_release.py test_sat.py \
     test_loading.py test_contracts.py test_chat.py test_tiny.py test_ecosystem.py \
-    test_meta.py test_loss.py test_loss_in_model.py test_parity.py test_trainer.py test_remote_code.py \
+    test_meta.py test_loss.py test_loss_in_model.py test_parity.py test_trainer.py test_remote_code.py test_pains.py \
     $(addprefix tokenization/,test_tokenizer.py test_templates.py test_with_models.py test_training_masks.py) \
     $(addprefix checkpoint/,test_convert.py test_adapters.py test_sources.py))
 BIN := $(VENV)/bin
