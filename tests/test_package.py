@@ -21,7 +21,9 @@ pytest.importorskip("hatchling")
 @pytest.fixture(scope="module")
 def built(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     """The sdist and the wheel; that the sdist makes the same wheel, below the limit, is checked on the way."""
-    return check_package.build_all(tmp_path_factory.mktemp("package") / "dist")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(tmp_path_factory.mktemp("package"))
+        return check_package.build_all(Path("dist"))
 
 
 @pytest.fixture(scope="module")
@@ -80,7 +82,8 @@ def test_the_version_is_said_in_one_place(wheel: Path) -> None:
 def test_the_wheel_runs_in_a_clean_environment(wheel: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The console script, ``python -m glmlike`` and the embedded model, from the installed wheel."""
     monkeypatch.setenv("PYTHONPATH", str(ROOT / "src"))  # must not be what runs
-    found = check_package.require_runs(wheel, tmp_path, Path(sysconfig.get_path("purelib")))
+    monkeypatch.chdir(tmp_path)
+    found = check_package.require_runs(wheel, Path(), Path(sysconfig.get_path("purelib")))
     assert found["filled"].startswith("the")
     assert found["filled"].endswith("and the earth")
 

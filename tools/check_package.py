@@ -103,6 +103,7 @@ def build_all(folder: Path) -> tuple[Path, Path]:
     Raises:
         SystemExit: a check failed; the sentence says which.
     """
+    folder = folder.resolve()  # builds run in folders of their own
     if folder.exists():
         raise SystemExit(f"{folder} exists: pass a folder that does not.")
     sdist, wheel = build(ROOT, folder / "sdist", "sdist"), build(ROOT, folder / "wheel", "wheel")
@@ -128,11 +129,12 @@ def require_runs(wheel: Path, folder: Path, dependencies: Path) -> dict[str, str
     Raises:
         SystemExit: a command failed, said another version, or ran other code than the wheel's.
     """
+    folder = folder.resolve()
     found = try_out(install(wheel, folder / "environment", dependencies), folder)
     expected = f"glmlike {version_of(wheel)}"
     if (found["script"], found["module"]) != (expected, expected):
         raise SystemExit(f"expected {expected!r} from the installed commands, found {found}.")
-    if not Path(found["file"]).is_relative_to((folder / "environment").resolve()):
+    if not Path(found["file"]).is_relative_to(folder / "environment"):
         raise SystemExit(f"the wheel was not what ran: glmlike was imported from {found['file']}.")
     return found
 
