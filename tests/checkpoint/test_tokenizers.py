@@ -228,7 +228,7 @@ def command(folder: Path, out: Path, to: str, memory: str) -> list[str]:
 @pytest.mark.parametrize("kind", ["glm-4", pytest.param("chatglm-6b", marks=pytest.mark.slow)])
 def test_all_processes_together_stay_below_the_bound(kind: str, source: Callable[[str], Path], tmp_path: Path) -> None:
     """The whole vocabulary beside hardly any weights; what is planned holds, and too little is refused before work."""
-    folder, bound = source(kind), {"glm-4": 400, "chatglm-6b": 500}[kind]
+    folder, bound = source(kind), {"glm-4": 420, "chatglm-6b": 500}[kind]
     planned = convert(folder, tmp_path / "out", to="glmlike", dry_run=True).memory.apart
     assert run_and_watch(command(folder, tmp_path / "out", "glmlike", f"{bound}MB")) < min(bound * 1e6, planned + 50e6)
     done = subprocess.run(
