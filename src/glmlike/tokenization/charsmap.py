@@ -85,13 +85,20 @@ class Charsmap:
     def _characters(self, nodes: Integers) -> tuple[Integers, Integers]:
         """(nodes after, code points) of every character that may follow one of ``nodes``."""
         units = np.frombuffer(self._units, np.uint32).astype(np.int64)
+        labels = units & _LABEL
+        places = np.flatnonzero((labels > 0) & (labels < 256))
+        bases = places ^ labels[places]  # where the node in front says that its children are; nodes may share them
+        order = np.argsort(bases, kind="stable")
+        places, bases = places[order], bases[order]
         codes, missing = np.zeros_like(nodes), np.full_like(nodes, -1)
         done = [(nodes[:0], nodes[:0])]
         while nodes.size and units.size:
-            targets = (nodes ^ (units[nodes] >> 10 << ((units[nodes] & 1 << 9) >> 6)))[:, None] ^ np.arange(1, 256)
-            inside = np.where(targets < units.size, targets, 0)
-            row, byte = np.nonzero((targets < units.size) & (units[inside] & _LABEL == np.arange(1, 256)))
-            nodes, codes, missing, byte = targets[row, byte], codes[row], missing[row], byte + 1
+            own = nodes ^ (units[nodes] >> 10 << ((units[nodes] & 1 << 9) >> 6))
+            first, count = np.searchsorted(bases, own), np.searchsorted(bases, own, "right")
+            count -= first
+            row = np.repeat(np.arange(len(nodes)), count)
+            nodes = places[np.arange(len(row)) + (first + count - np.cumsum(count))[row]]
+            codes, missing, byte = codes[row], missing[row], labels[nodes]
             more = np.where(byte < 0xC0, 0, np.where(byte < 0xE0, 1, np.where(byte < 0xF0, 2, 3)))
             codes = np.where(missing < 0, np.where(more > 0, byte & (0x3F >> more), byte), codes << 6 | byte & 63)
             missing = np.where(missing < 0, more, missing - 1)
