@@ -246,8 +246,8 @@ def test_all_processes_together_stay_below_the_bound(kind: str, source: Callable
 def test_vocabularies_of_gguf_stay_below_the_bound(source: Callable[[str], Path], tmp_path: Path) -> None:
     pytest.importorskip("gguf")
     folder, file = source("glm-4"), tmp_path / "model.gguf"
-    assert run_and_watch(command(folder, file, "gguf", "270MB")) < 270e6
-    assert run_and_watch(command(file, tmp_path / "back", "glm", "260MB")) < 260e6
+    assert run_and_watch(command(folder, file, "gguf", "320MB")) < 320e6
+    assert run_and_watch(command(file, tmp_path / "back", "glm", "320MB")) < 320e6
     with pytest.raises(GlmLikeError, match=r"writing the tokenizer's files may take \d+ MB beside it"):
         convert(file, tmp_path / "small", to="glm", max_memory=resident() + 100 * 10**6)
 
